@@ -1,0 +1,1 @@
+"""Undersong: run, measure, explain, audit and stop subliminal learning."""

@@ -1,0 +1,1 @@
+"""Explainers: why did a trait cross? The contract is DESIGN section 2's; the first plug-ins of this kind come with their own issue."""

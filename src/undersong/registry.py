@@ -1,0 +1,78 @@
+"""Names to plug-ins. One door, used by our own plug-ins and by strangers' packages alike.
+
+A plug-in is a strict, frozen pydantic model of settings with one method that does the work; `@plugin(kind, name)` registers
+it. Our own live in the folder of their kind and are imported when that kind is first asked for; other packages
+announce a module under the entry-point group `undersong.plugins`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from undersong.errors import BadSpec, UnknownName, nearest
+
+FOLDERS = {
+    "teacher": "teachers", "channel": "channels", "filter": "filters", "recipe": "recipes", "probe": "probes",
+    "detector": "detectors", "kinship": "kinship", "explainer": "explainers", "mitigation": "mitigations",
+    "backend": "backends", "executor": "executors",
+}
+KINDS = tuple(FOLDERS)
+_plugins: dict[tuple[str, str], type[Settings]] = {}
+
+
+class Settings(BaseModel):
+    """Base of every plug-in: frozen, strict settings; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+P = TypeVar("P", bound=type[Settings])
+
+
+def plugin(kind: str, name: str, *, version: int = 1) -> Callable[[P], P]:
+    """Register a `Settings` class under `kind` and `name`. Raise `version` when the same settings give another result."""
+    if kind not in FOLDERS:
+        raise UnknownName(f"There is no plug-in kind {kind!r}. {nearest(kind, KINDS)}")
+
+    def register(cls: P) -> P:
+        known = _plugins.get((kind, name))
+        if known is not None and known.__qualname__ != cls.__qualname__:
+            raise BadSpec(f"Two plug-ins claim {kind} {name!r}: {known.__module__} and {cls.__module__}. Rename one of them.")
+        cls.plugin_kind, cls.plugin_name, cls.plugin_version = kind, name, version  # type: ignore[attr-defined]
+        _plugins[kind, name] = cls
+        return cls
+
+    return register
+
+
+@cache
+def _load(kind: str) -> None:
+    package = importlib.import_module(f"undersong.{FOLDERS[kind]}")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    importlib.import_module("undersong.simulated")
+    for point in entry_points(group="undersong.plugins"):
+        point.load()
+
+
+def names(kind: str) -> list[str]:
+    """The registered names of a kind, sorted. Raises UnknownName for an unknown kind."""
+    if kind not in FOLDERS:
+        raise UnknownName(f"There is no plug-in kind {kind!r}. {nearest(kind, KINDS)}")
+    _load(kind)
+    return sorted(n for k, n in _plugins if k == kind)
+
+
+def get(kind: str, name: str) -> type[Any]:
+    """The plug-in class registered under a name. Raises UnknownName naming the nearest one."""
+    known = names(kind)
+    if name not in known:
+        raise UnknownName(f"There is no {kind} called {name!r}. {nearest(name, known)}")
+    return _plugins[kind, name]
