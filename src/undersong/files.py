@@ -30,8 +30,8 @@ def put(path: Path, data: bytes) -> None:
     """Put a whole file in place or leave what was there: after a kill the name holds the old bytes or the new ones."""
     temp = path.parent / f"{TEMP}{os.getpid()}-{path.name}"
     with room(path):
+        make_folder(path.parent)
         try:
-            path.parent.mkdir(exist_ok=True)
             with open(temp, "wb") as file:
                 file.write(data)
                 file.flush()
@@ -41,8 +41,14 @@ def put(path: Path, data: bytes) -> None:
             with contextlib.suppress(OSError):
                 temp.unlink()
             raise
-        for folder in (path.parent, path.parent.parent):
-            _flush_folder(folder)
+        _flush_folder(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that outlives a power cut; nothing when it exists. Its parent must exist."""
+    if not folder.is_dir():
+        folder.mkdir(exist_ok=True)
+        _flush_folder(folder.parent)
 
 
 def _flush_folder(folder: Path) -> None:
@@ -153,7 +159,8 @@ def encode_rows(rows: Sequence[Mapping[str, Any]], where: str) -> bytes:
         pq.write_table(pa.Table.from_pylist(list(rows)), sink, compression="zstd")
         data: bytes = sink.getvalue().to_pybytes()
     except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise BadRows(f"{where}: no table holds these rows ({error}). Give each row the same keys and types.") from None
+        why = f"no table holds these rows ({error})"
+        raise BadRows(f"{where}: {why}. Give every row the same keys and types.") from None
     back = decode_rows(data, where)
     given = [_plain(row) for row in rows]
     if [_plain(row) for row in back] != given:

@@ -31,7 +31,7 @@ from undersong import spec as specs
 from undersong.artefact import FORMAT, LOCK, Artefact, Unreadable, read_record
 from undersong.environment import command_line, environment, now
 from undersong.errors import BadSpec, BrokenArtefact, StoreBusy, UnknownName
-from undersong.files import RECORD, TEMP, digest, dump, inside, payload, put, room
+from undersong.files import RECORD, TEMP, digest, dump, inside, make_folder, payload, put, room
 
 _FOLDER = re.compile(r"(.+)\.([0-9a-f]{12})")
 _ASIDE = ".set-aside-"
@@ -205,7 +205,7 @@ class Store:
             with open(parent / LOCK, "ab") as guard:
                 fcntl.flock(guard, fcntl.LOCK_EX)
                 folder = next(iter(self._folders(kind, mark)), parent / f"{label}.{mark}")
-                folder.mkdir(exist_ok=True)
+                make_folder(folder)
         return folder
 
 
