@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -26,7 +27,7 @@ Runs = Sequence[float] | Floats
 """One number per training run."""
 Bounds = tuple[float, float]
 MOST_ARRANGEMENTS = 200_000
-"""A permutation test is exact up to this many arrangements, and a seeded Monte Carlo above."""
+"""A permutation test of means is exact up to this many arrangements (that of λ, which is faster, up to five times)."""
 DRAWS = 20_000
 """Arrangements drawn by a Monte Carlo permutation test."""
 
@@ -39,6 +40,10 @@ class RunLifts:
     trait: str
     """The trait of the run's teacher."""
     lifts: Mapping[str, float]
+
+
+Lifts = RunLifts | Mapping[str, Any]
+"""A `RunLifts`, or a mapping with its keys `run`, `trait` and `lifts`."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +79,10 @@ def mean_interval(
     if not 0 < level < 1:
         raise BadSpec(f"An interval's level lies between 0 and 1, given {level}. Use .95.")
     n, mean, tail = len(x), float(np.mean(x)), (1 - level) / 2
-    if bounds is None:
-        half = 0.0 if _constant(x) else float(stats.t.ppf(1 - tail, n - 1) * np.std(x, ddof=1) / math.sqrt(n))
-        return mean, mean - half, mean + half
-    least, most = bounds
+    least, most = bounds or (-math.inf, math.inf)
     mean = min(max(mean, least), most)
-    if not _constant(x):
-        half = float(stats.t.ppf(1 - tail, n - 1) * np.std(x, ddof=1) / math.sqrt(n))
+    if bounds is None or not _constant(x):
+        half = 0.0 if _constant(x) else float(stats.t.ppf(1 - tail, n - 1) * stats.sem(x))
         return mean, max(least, mean - half), min(most, mean + half)
     share = (mean - least) / (most - least)
     low = float(stats.beta.ppf(tail, n * share, n - n * share + 1)) if share > 0 else 0.0
@@ -103,11 +105,7 @@ def binomial_interval(k: int, n: int, level: float = 0.95) -> tuple[float, float
 
 
 def contrast(
-    treated: Runs,
-    control: Runs,
-    paired: bool = False,
-    bounds: Bounds | None = (-1.0, 1.0),
-    level: float = 0.95,
+    treated: Runs, control: Runs, paired: bool = False, bounds: Bounds | None = (-1.0, 1.0), level: float = 0.95
 ) -> Contrast:
     """Treated runs against control runs: Welch's t (paired: Student's t on the differences by seed).
 
@@ -146,18 +144,15 @@ def contrast(
 def _arms(treated: Runs, control: Runs, paired: bool) -> tuple[Floats, Floats]:
     x, y = _runs(treated, "A contrast"), _runs(control, "A contrast")
     if paired and len(x) != len(y):
-        raise BadSpec(
-            f"A paired contrast needs the same seeds in both arms, given {len(x)} and {len(y)} runs. Use paired=False."
-        )
+        raise BadSpec(f"A paired contrast needs the same seeds in both arms, given {len(x)} and {len(y)}. Do not pair.")
     return x, y
 
 
 def _join(x: Floats, y: Floats, level: float, bounds: Bounds | None) -> tuple[float, float]:
     """The interval of a difference of means from the two means' own intervals (Zou and Donner 2008, equation 2)."""
-    width = None if bounds is None else (bounds[1] - bounds[0]) / 2
-    values = np.concatenate([x, y])
-    known = width is not None and values.min() >= 0 and values.max() <= width
-    own = (0.0, width) if known and width is not None else None
+    own = None if bounds is None else (0.0, (bounds[1] - bounds[0]) / 2)
+    if own and not (own[0] <= min(x.min(), y.min()) and max(x.max(), y.max()) <= own[1]):
+        own = None  # values of an unknown range: nothing is known beyond the equal runs
     (a, a_low, a_high), (b, b_low, b_high) = mean_interval(x, level, own), mean_interval(y, level, own)
     return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
 
@@ -186,19 +181,15 @@ def permutation_p(treated: Runs, control: Runs, paired: bool = False, seed: int 
 
 
 def specificity(
-    matrix_runs: Sequence[RunLifts | Mapping[str, Any]],
-    bounds: Bounds | None = None,
-    level: float = 0.95,
-    seed: int = 0,
+    matrix_runs: Sequence[Lifts], bounds: Bounds | None = None, level: float = 0.95, seed: int = 0
 ) -> Specificity:
     """The specificity coefficient λ of `lift[run of teacher i, measured j] = row_i + col_j + λ·1[i = j]`.
 
-    Rows absorb teachers that raise everything, columns absorb traits that every teacher raises; λ is what is left for a
-    trait under its own teacher (rain-1/subliminal-learning-scaling-law; Appendix A1 of our methods notes). Each item
-    is a `RunLifts` or a mapping with its keys `run`, `trait`, `lifts`; the matrix is square over the taught traits.
+    Rows absorb teachers that raise everything, columns traits that every teacher raises; λ is what is left for a trait
+    under its own teacher (repository rain-1/subliminal-learning-scaling-law). The matrix is square over taught traits.
     Interval: least squares with run-clustered errors, t with (runs - 1) degrees of freedom, cut at `bounds` when given
     ((-1, 1) is right for lifts of rates). p: two-sided, by permutation of the teachers' labels over runs, exact up to
-    200,000 arrangements. λ ignores any constant added to a run, so row effects do not disturb the permutation.
+    a million arrangements. λ ignores any constant added to a run, so row effects do not disturb the permutation.
 
     Raises BadSpec for fewer than two taught traits, fewer than two runs of one, a repeated run, or a lift that is
     missing or not finite; MissingExtra without statsmodels.
@@ -211,22 +202,23 @@ def specificity(
     if bounds is not None:
         low, high = min(max(low, bounds[0]), lambda_), max(min(high, bounds[1]), lambda_)
     arrangements = math.factorial(len(taught)) // math.prod(math.factorial(int(c)) for c in counts)
-    if arrangements <= MOST_ARRANGEMENTS:
+    if arrangements <= 5 * MOST_ARRANGEMENTS:
         null = _exact_sums(scores, [int(c) for c in counts])
-        p = float(np.mean(np.abs(null) >= abs(lambda_) - _slack(scores)))
-        count, floor, name = arrangements, arrangements, "exact permutation"
+        count, own, name = arrangements, 0, "exact permutation"
     else:
-        null = _drawn_sums(scores, taught, seed)
-        p = float((1 + np.sum(np.abs(null) >= abs(lambda_) - _slack(scores))) / (DRAWS + 1))
-        count, floor, name = DRAWS, DRAWS + 1, "Monte Carlo permutation"
+        drawn = np.random.default_rng(seed).permuted(np.tile(taught, (DRAWS, 1)), axis=1)
+        null = scores[np.arange(len(taught)), drawn].sum(axis=1)
+        count, own, name = DRAWS, 1, "Monte Carlo permutation"  # the observed arrangement counts as one of its own null
+    slack = 1e-10 * np.abs(scores).sum()  # arrangements that tie with the observed one count, whatever the rounding
+    p = float(own + np.sum(np.abs(null) >= abs(lambda_) - slack)) / (count + own)
     method = (
         f"least squares on row + column + diagonal, clustered by run, t with {len(taught) - 1} df; "
-        f"{name} of teacher labels over runs ({count} arrangements; p cannot be below 1/{floor})"
+        f"{name} of teacher labels over runs ({count} arrangements; p cannot be below 1/{count + own})"
     )
     return Specificity(lambda_, low, high, p, names, len(taught), method)
 
 
-def _matrix(matrix_runs: Sequence[RunLifts | Mapping[str, Any]]) -> tuple[tuple[str, ...], NDArray[np.int64], Floats]:
+def _matrix(matrix_runs: Sequence[Lifts]) -> tuple[tuple[str, ...], NDArray[np.int64], Floats]:
     """Taught trait names (sorted), each run's index into them, and lifts [run, trait]. Raises BadSpec."""
     try:
         runs = [r if isinstance(r, RunLifts) else RunLifts(r["run"], r["trait"], r["lifts"]) for r in matrix_runs]
@@ -269,36 +261,19 @@ def _clustered(taught: NDArray[np.int64], lifts: Floats, level: float) -> tuple[
         row == column, np.ones(runs * traits),
         *(row == i for i in range(1, traits)), *(column == j for j in range(1, traits)),
     ]).astype(float)
-    model = api.OLS(lifts.ravel(), design)
-    groups = np.repeat(np.arange(runs), traits)
-    fit = model.fit(cov_type="cluster", cov_kwds={"groups": groups, "df_correction": True}, use_t=True)
+    groups = {"groups": np.repeat(np.arange(runs), traits), "df_correction": True}
+    fit = api.OLS(lifts.ravel(), design).fit(cov_type="cluster", cov_kwds=groups, use_t=True)
     low, high = fit.conf_int(alpha=1 - level)[0]
     return float(low), float(high)
 
 
 def _exact_sums(scores: Floats, counts: list[int]) -> Floats:
     """Σ scores[run, label] for every arrangement of labels over runs, label t used counts[t] times."""
-    if len(counts) == 1:
-        return np.array([scores[:, 0].sum()])
     chosen = np.array(list(combinations(range(len(scores)), counts[0])))
     if len(counts) == 2:  # the last two labels at once: what the first does not take, the second does
         return np.asarray(scores[:, 1].sum() + (scores[:, 0] - scores[:, 1])[chosen].sum(axis=1))
-    parts = []
-    for first in chosen:
-        rest = np.delete(scores, first, axis=0)[:, 1:]
-        parts.append(scores[first, 0].sum() + _exact_sums(rest, counts[1:]))
-    return np.concatenate(parts)
-
-
-def _drawn_sums(scores: Floats, taught: NDArray[np.int64], seed: int) -> Floats:
-    rng = np.random.default_rng(seed)
-    drawn = rng.permuted(np.tile(taught, (DRAWS, 1)), axis=1)
-    return np.asarray(scores[np.arange(len(taught)), drawn].sum(axis=1))
-
-
-def _slack(scores: Floats) -> float:
-    """Room for rounding, so that arrangements that tie with the observed one count as ties."""
-    return 1e-10 * float(np.abs(scores).sum())
+    rest = [_exact_sums(np.delete(scores, first, axis=0)[:, 1:], counts[1:]) for first in chosen]
+    return np.concatenate(rest) + np.repeat(scores[chosen, 0].sum(axis=1), len(rest[0]))
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
@@ -307,7 +282,7 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     Raises BadSpec for a p outside 0..1; MissingExtra without statsmodels.
     """
     p = _pvalues(pvalues)
-    return [float(v) for v in _statsmodels("statsmodels.stats.multitest").multipletests(p, method="holm")[1]] if p else []
+    return _statsmodels("statsmodels.stats.multitest").multipletests(p, method="holm")[1].tolist() if p else []
 
 
 def benjamini_hochberg(pvalues: Sequence[float]) -> list[float]:
@@ -318,7 +293,7 @@ def benjamini_hochberg(pvalues: Sequence[float]) -> list[float]:
     from scipy import stats
 
     p = _pvalues(pvalues)
-    return [float(v) for v in stats.false_discovery_control(p, method="bh")] if p else []
+    return stats.false_discovery_control(p, method="bh").tolist() if p else []
 
 
 def _pvalues(values: Sequence[float]) -> list[float]:
@@ -345,7 +320,7 @@ def power(effect: float, sd: float, n: int, alpha: float = 0.05, paired: bool = 
     size, df = abs(effect) / sd, n - 1 if paired else 2 * n - 2
     shift = size * math.sqrt(n if paired else n / 2)
     test = tools.TTestPower() if paired else tools.TTestIndPower()
-    # the wrong tail overflows to nan first, where it is nothing; then the right one, where only the sd is still uncertain
+    # far out the wrong tail overflows to nan, where it is nothing; then the right one, where only the sd is uncertain
     for level, side in ((alpha, "two-sided"), (alpha / 2, "larger")):
         found = float(test.power(size, n, level, alternative=side))
         if not math.isnan(found):
@@ -364,16 +339,11 @@ def runs_needed(effect: float, sd: float, power: float = 0.8, alpha: float = 0.0
     """
     if effect == 0 or not alpha < power < 1:
         raise BadSpec(f"No number of runs finds an effect of {effect} with power {power}. Name others.")
-    enough = 2
-    while _power(effect, sd, enough, alpha, paired) < power:
-        enough *= 2
-        if enough > 1_000_000:
-            raise BadSpec(f"An effect of {effect} at sd {sd} needs more than a million runs. Look for a larger effect.")
-    short = max(enough // 2, 1)  # `short` is known to be too few, `enough` to suffice
-    while enough - short > 1:
-        middle = (short + enough) // 2
-        short, enough = (short, middle) if _power(effect, sd, middle, alpha, paired) >= power else (middle, enough)
-    return enough
+    most = 1_000_000
+    found = 2 + bisect_left(range(2, most), power, key=lambda n: _power(effect, sd, n, alpha, paired))
+    if found == most:
+        raise BadSpec(f"An effect of {effect} at sd {sd} needs more than a million runs. Look for a larger effect.")
+    return found
 
 
 def calibrate(statistic: float, null_statistics: Sequence[float]) -> float:

@@ -237,10 +237,12 @@ def test_specificity_p_is_exact_and_says_how_small_it_can_be():
     assert "1/20" in found.method
     three = stats.specificity(matrix(np.random.default_rng(7), [0.0] * 3, [0.0] * 3, 0.5, n=3))
     assert three.p == pytest.approx(1 / 1680)
+    five = stats.specificity(matrix(np.random.default_rng(7), [0.0] * 3, [0.0] * 3, 0.5, n=5))
+    assert five.p == pytest.approx(1 / 756_756)
 
 
 def test_specificity_p_is_drawn_for_many_runs_and_repeats():
-    given_runs = matrix(np.random.default_rng(8), [0.0, 0.3, 0.1, 0.2], [0.2, 0.0, 0.1, 0.0], 0.03, n=5, sd=0.1)
+    given_runs = matrix(np.random.default_rng(8), [0.0, 0.3, 0.1, 0.2], [0.2, 0.0, 0.1, 0.0], 0.03, n=5, sd=0.1)  # 4 traits x 5 runs
     found = stats.specificity(given_runs)
     assert f"Monte Carlo permutation of teacher labels over runs ({stats.DRAWS} arrangements" in found.method
     assert found == stats.specificity(given_runs)
