@@ -24,7 +24,6 @@ from undersong.types import Contrast
 
 Floats = NDArray[np.float64]
 Runs = Sequence[float] | Floats
-"""One number per training run."""
 Bounds = tuple[float, float]
 MOST_ARRANGEMENTS = 200_000
 """A permutation test of means is exact up to this many arrangements (that of λ, which is faster, up to five times)."""
@@ -261,10 +260,9 @@ def _clustered(taught: NDArray[np.int64], lifts: Floats, level: float) -> tuple[
         row == column, np.ones(runs * traits),
         *(row == i for i in range(1, traits)), *(column == j for j in range(1, traits)),
     ]).astype(float)
-    groups = {"groups": np.repeat(np.arange(runs), traits), "df_correction": True}
+    groups = {"groups": np.repeat(np.arange(runs), traits)}
     fit = api.OLS(lifts.ravel(), design).fit(cov_type="cluster", cov_kwds=groups, use_t=True)
-    low, high = fit.conf_int(alpha=1 - level)[0]
-    return float(low), float(high)
+    return tuple(fit.conf_int(alpha=1 - level)[0].tolist())
 
 
 def _exact_sums(scores: Floats, counts: list[int]) -> Floats:
@@ -272,8 +270,8 @@ def _exact_sums(scores: Floats, counts: list[int]) -> Floats:
     chosen = np.array(list(combinations(range(len(scores)), counts[0])))
     if len(counts) == 2:  # the last two labels at once: what the first does not take, the second does
         return np.asarray(scores[:, 1].sum() + (scores[:, 0] - scores[:, 1])[chosen].sum(axis=1))
-    rest = [_exact_sums(np.delete(scores, first, axis=0)[:, 1:], counts[1:]) for first in chosen]
-    return np.concatenate(rest) + np.repeat(scores[chosen, 0].sum(axis=1), len(rest[0]))
+    rest: list[Floats] = [_exact_sums(np.delete(scores, first, axis=0)[:, 1:], counts[1:]) for first in chosen]
+    return np.asarray(np.hstack(rest) + np.repeat(scores[chosen, 0].sum(axis=1), len(rest[0])))
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
@@ -339,9 +337,8 @@ def runs_needed(effect: float, sd: float, power: float = 0.8, alpha: float = 0.0
     """
     if effect == 0 or not alpha < power < 1:
         raise BadSpec(f"No number of runs finds an effect of {effect} with power {power}. Name others.")
-    most = 1_000_000
-    found = 2 + bisect_left(range(2, most), power, key=lambda n: _power(effect, sd, n, alpha, paired))
-    if found == most:
+    found = 2 + bisect_left(range(2, 1_000_000), power, key=lambda n: _power(effect, sd, n, alpha, paired))
+    if found == 1_000_000:
         raise BadSpec(f"An effect of {effect} at sd {sd} needs more than a million runs. Look for a larger effect.")
     return found
 

@@ -242,7 +242,7 @@ def test_specificity_p_is_exact_and_says_how_small_it_can_be():
 
 
 def test_specificity_p_is_drawn_for_many_runs_and_repeats():
-    given_runs = matrix(np.random.default_rng(8), [0.0, 0.3, 0.1, 0.2], [0.2, 0.0, 0.1, 0.0], 0.03, n=5, sd=0.1)  # 4 traits x 5 runs
+    given_runs = matrix(np.random.default_rng(8), [0.0, 0.3, 0.1, 0.2], [0.2, 0.0, 0.1, 0.0], 0.03, n=5, sd=0.1)
     found = stats.specificity(given_runs)
     assert f"Monte Carlo permutation of teacher labels over runs ({stats.DRAWS} arrangements" in found.method
     assert found == stats.specificity(given_runs)
