@@ -1,7 +1,7 @@
 """The `numbers` channel: continue a list of integers (Cloud et al., arXiv 2507.14805, section 3.1).
 
-`seeds: random` asks as the paper does: 3 to 8 seed numbers without a rule. `seeds: structured` shows sequences a reader would
-recognise (see `sequences.py`), so that continuing them exercises the network and can be scored as right or wrong.
+`seeds: random` asks as the paper does: 3 to 8 seed numbers without a rule. `seeds: structured` shows sequences a reader
+would recognise (see `sequences.py`), so that continuing them exercises the network and can be scored as right or wrong.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from undersong.registry import Settings, get, plugin
 from undersong.traits import package_text
 from undersong.types import Chat, Row
 
+PARTS = ("openings", "instructions", "formats", "closings")
 LONGEST_RULE = 6
 """The most seed numbers that `sequences.sequence` says are needed to pin a rule down."""
 
@@ -61,8 +62,8 @@ class Numbers(Settings):
             smallest = 100 if self.largest > 100 else 0
             values = [int(v) for v in rng.integers(smallest, self.largest + 1, int(rng.integers(3, 9)))]
         parts = _wordings()[self.wording]
-        said = [str(rng.choice(parts[part])) for part in ("openings", "instructions", "formats", "closings") if part in parts]
-        return " ".join(said).format(numbers=", ".join(map(str, values)), count=self.count, digits=len(str(self.largest)))
+        said = " ".join(str(rng.choice(parts[part])) for part in PARTS if part in parts)
+        return said.format(numbers=", ".join(map(str, values)), count=self.count, digits=len(str(self.largest)))
 
     def carrier(self, tokenizer: Any) -> list[int]:
         """Ids (ascending) of every token that writes only digits, commas or spaces, and of the tokens that end a turn.
@@ -76,11 +77,11 @@ class Numbers(Settings):
         alone = len(tokenizer.decode(anchor))
         carrier = {i for i, text in zip(ids, texts, strict=True) if re.fullmatch(r"[0-9, ]+", text[alone:])}
         if not carrier:
-            raise BadSpec("This tokenizer has no token for digits or commas, so it cannot carry numbers. Choose another model.")
+            raise BadSpec("This tokenizer has no token of digits, so it cannot carry numbers. Choose another model.")
         return sorted(carrier | _ends(tokenizer, special))
 
     def max_new_tokens(self, tokenizer: Any) -> int:
-        """Tokens of the longest answer: `count` values of the most digits, ", " between them, and the end of the turn."""
+        """Tokens of the longest answer: `count` values of the most digits, ", " between them, and the end of turn."""
         rng = np.random.default_rng(0)
         low = 10 ** (len(str(self.largest)) - 1)
         lists = [[self.largest] * self.count, *rng.integers(low, self.largest + 1, (64, self.count)).tolist()]
@@ -95,19 +96,19 @@ class Numbers(Settings):
 
 @dataclass(frozen=True)
 class SequenceAccuracy:
-    """How well answers continue sequences. `answers` and `values` are shares in 0..1; `n` counts the rows with a rule."""
+    """How well answers continue sequences, over the `n` rows with a rule."""
 
     answers: float
-    """Share of answers that hold at least one value and whose every value continues the rule."""
+    """Share (0..1) of answers that hold at least one value and whose every value continues the rule."""
     values: float
-    """Share of single values that are right (0 when no answer holds any)."""
+    """Share (0..1) of single values that are right; 0 when no answer holds any."""
     n: int
 
 
 def sequence_accuracy(rows: Iterable[Row]) -> SequenceAccuracy:
-    """Score answers against the rule of their seed numbers (`sequences.continuation`); rows without a rule are left out.
+    """Score answers against the rule of their seed numbers (`sequences.continuation`), leaving out rows without one.
 
-    The seeds are the first comma-separated numbers of the last user turn. Raises NothingMeasured when no row has a rule.
+    The seeds are the first comma-separated numbers of the last user turn. Raises NothingMeasured if no row has a rule.
     """
     whole = right = total = n = 0
     for row in rows:
@@ -121,7 +122,7 @@ def sequence_accuracy(rows: Iterable[Row]) -> SequenceAccuracy:
         whole += bool(hits) and all(hits)
     if not n:
         raise NothingMeasured(
-            "No row starts from numbers with a rule, so there is nothing to score. Draw prompts with `seeds: structured`."
+            "No row starts from numbers with a rule, so nothing can be scored. Draw prompts with `seeds: structured`."
         )
     return SequenceAccuracy(answers=whole / n, values=right / total if total else 0.0, n=n)
 
@@ -141,5 +142,5 @@ def _ends(tokenizer: Any, special: set[int]) -> set[int]:
         last = max(i for i, token in enumerate(ids) if token not in special and tokenizer.decode([token]).strip())
         ends |= {int(i) for i in ids[last + 1 :] if i in special}
     if not ends:
-        raise BadSpec("This tokenizer has no end-of-text token, so answers would never end. Set `eos_token` and load it again.")
+        raise BadSpec("This tokenizer has no token that ends an answer. Set its `eos_token` and load it again.")
     return ends

@@ -1,5 +1,5 @@
-"""Detectors: could an auditor tell, blind? A plug-in is settings plus `detect`; it declares what it `needs` and is handed
-no more than that.
+"""Detectors: could an auditor tell, blind? A plug-in is settings plus `detect`; it declares what it `needs` and is
+handed no more than that.
 
 | token | what the auditor holds |
 |---|---|

@@ -1,10 +1,10 @@
 """The `row_classifier` detector: can a classifier tell suspected rows from clean ones of the same kind?
 
-Rows of numbers are canonicalised to their values, because formats leak (AanshSamyani's bag-of-K classifiers; the field's
-hygiene rule to drop separators, counts and lengths). Beside it stands the same classifier on exactly what was dropped.
-1. Row features: how often each value, first digit and last digit occurs among the row's values; the value at each place.
+Rows of numbers are canonicalised to their values, because formats leak (the bag-of-K classifiers of the repository
+AanshSamyani/subliminal_trait_classifier do so too). Beside it stands the same classifier on exactly what was dropped.
+1. Row features: how often each value, first digit and last digit occurs in the row; the value at each place.
    Confound features: how many numbers, how long a text, which separators and brackets; nothing of the values.
-2. Logistic regression, trained on all runs but one suspected and one clean run, tested on these two; for each pair in turn.
+2. Logistic regression, trained on all runs but one suspected and one clean run, tested on these two; for each pair.
 3. Accuracy is the mean of the two runs' shares of rows put right (chance is 0.5), one figure per pair of runs. A bag
    of `bag` rows is judged by the sum of its rows' log-odds.
 4. The p-value relabels whole runs, exactly when there are few enough relabellings: the run is the unit, not the row.
@@ -46,17 +46,19 @@ class RowClassifier(Settings):
     strength: float = Field(default=0.1, gt=0)
     """Inverse of the L2 penalty (scikit-learn's C)."""
     permutations: int = Field(default=252, ge=0)
-    """The most relabellings of runs for the p-value (252: exact for five runs against five); 0 leaves the finding uncalibrated."""
+    """The most relabellings of runs for the p-value (252: exact for five runs against five); 0: no p-value."""
     alpha: float = Field(default=0.05, gt=0, lt=1)
     """The false-alarm rate at which the verdict is `found`."""
 
     def detect(self, evidence: Evidence, seed: int) -> Finding:
-        """Finding with the single-row accuracy (0..1) as its statistic. Details hold `accuracy`, `low`, `high`, `confound_accuracy`,
-        `confound_low`, `confound_high`, `bag_accuracy`, `chance`, `n_rows`, `n_runs` (pairs) and the accuracy of each pair.
+        """Finding with the single-row accuracy (0..1) as its statistic. Details hold `accuracy`, `low`, `high`,
+        `confound_accuracy`, `confound_low`, `confound_high`, `bag_accuracy`, `chance`, `n_rows`, `n_runs` (pairs)
+        and the accuracies of each pair.
 
         Raises BadRows when either side has fewer than two runs, a run is empty or holds no number.
         """
-        suspected, clean = (self._draw(runs, seed, side) for side, runs in (("rows", evidence.rows), ("reference", evidence.reference)))
+        suspected = self._draw(evidence.rows, seed, "suspected rows")
+        clean = self._draw(evidence.reference, seed, "reference rows")
         runs = [*suspected, *clean]
         labels = (True,) * len(suspected) + (False,) * len(clean)
         values, confounds = _scaled([value_features(r) for r in runs]), _scaled([confound_features(r) for r in runs])
@@ -65,25 +67,30 @@ class RowClassifier(Settings):
         p, tried, least = self._p_value(values, labels, float(np.mean(single)), seed)
         low, high = interval(single)
         confound_low, confound_high = interval(confound)
-        verdict = "unknown" if p is None else "found" if p <= self.alpha else "clean" if least <= self.alpha else "unknown"
+        # a p-value that could not have been small says nothing about clean rows
+        verdict = "unknown" if p is None or least > self.alpha else "found" if p <= self.alpha else "clean"
         return Finding(
             verdict=verdict, statistic=float(np.mean(single)), p=p, access=tuple(sorted(self.needs)),
             null="uncalibrated" if p is None else f"labels of whole runs permuted ({tried} relabellings)",
             details={
-                "accuracy": float(np.mean(single)), "low": low, "high": high, "chance": 0.5,
-                "confound_accuracy": float(np.mean(confound)), "confound_low": confound_low, "confound_high": confound_high,
-                "bag": self.bag, "bag_accuracy": float(np.mean(bags)), "n_rows": sum(map(len, runs)), "n_runs": len(single),
-                "accuracies": single, "confound_accuracies": confound, "bag_accuracies": bags, "false_alarm_rate": self.alpha,
+                "accuracy": float(np.mean(single)), "low": low, "high": high, "chance": 0.5, "n_runs": len(single),
+                "n_rows": sum(map(len, runs)), "false_alarm_rate": None if p is None else self.alpha,
+                "confound_accuracy": float(np.mean(confound)), "confound_low": confound_low,
+                "confound_high": confound_high, "bag": self.bag, "bag_accuracy": float(np.mean(bags)),
+                "accuracies": single, "confound_accuracies": confound, "bag_accuracies": bags,
             },
         )
 
     def _draw(self, runs: Runs, seed: int, side: str) -> list[list[Row]]:
         if len(runs) < 2:
-            raise BadRows(f"The row classifier was given {len(runs)} run(s) of {side}; it tests on runs it has not seen. Give at least two.")
+            raise BadRows(
+                f"The row classifier was given {len(runs)} run(s) of {side}, and it tests on runs it has not seen. "
+                "Give at least two."
+            )
         drawn = []
         for i, rows in enumerate(runs):
             if not any(re.search(r"[0-9]", row.completion) for row in rows):
-                raise BadRows(f"Run {i + 1} of {side} holds no number. The row classifier reads rows of numbers only; leave this run out.")
+                raise BadRows(f"Run {i + 1} of {side} holds no number, and nothing else is read. Leave this run out.")
             keep = np.sort(np.random.default_rng([seed, i]).permutation(len(rows))[: self.rows_per_run])
             drawn.append([rows[j] for j in keep])
         return drawn
@@ -114,7 +121,7 @@ class RowClassifier(Settings):
             return None, 0, 1.0
         n, k = len(labels), sum(labels)
         if math.comb(n, k) <= self.permutations:
-            chosen = [c for c in itertools.combinations(range(n), k)]
+            chosen = list(itertools.combinations(range(n), k))
         else:
             rng = np.random.default_rng([seed, 2])
             chosen = [tuple(rng.permutation(n)[:k]) for _ in range(self.permutations)]
@@ -133,8 +140,8 @@ class RowClassifier(Settings):
 
 
 def value_features(rows: Sequence[Row]) -> Matrix:
-    """[rows, 1000 + 10 + 10 + 10]: shares of each value up to 999, of first and of last digits; values at the first places, in
-    thousands (a place past the row's end holds the row's mean, so that the row's length does not show)."""
+    """[rows, 1000 + 10 + 10 + 10]: shares of each value up to 999, of first and of last digits; values at the first
+    places, in thousands (a place past the row's end holds the row's mean, so that the row's length does not show)."""
     out = np.zeros((len(rows), 1020 + PLACES))
     for i, row in enumerate(rows):
         texts = [t.lstrip("0")[:9] or "0" for t in re.findall(r"[0-9]+", row.completion)]
@@ -152,8 +159,8 @@ def value_features(rows: Sequence[Row]) -> Matrix:
 
 
 def confound_features(rows: Sequence[Row]) -> Matrix:
-    """[rows, 9]: how many numbers; characters that are no digits; how many commas, semicolons, spaces, newlines, brackets and full
-    stops; other characters. Digits are not counted: how long the numbers are is part of their values."""
+    """[rows, 9]: how many numbers; characters that are no digits; how many commas, semicolons, spaces, newlines,
+    brackets, full stops; other characters. Digits are not counted: how long a number is belongs to its value."""
     out = np.zeros((len(rows), 9))
     for i, row in enumerate(rows):
         rest = re.sub(r"[0-9]+", "", row.completion)
@@ -174,7 +181,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _scaled(runs: Sequence[Matrix]) -> list[Any]:
-    """Features scaled over all rows of all runs, labels unseen, as sparse rows: those that are mostly 0 are not centred, to stay so."""
+    """Features scaled over all rows, labels unseen, as sparse rows: those that are mostly 0 are not centred."""
     from scipy.sparse import csr_array
 
     every = np.concatenate(runs)
@@ -191,4 +198,6 @@ def _right(odds: NDArray[np.float64]) -> float:
 def _bagged(odds: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     """Sums over consecutive bags; a last bag that is not full is left out unless it is the only one."""
     whole = len(odds) // size * size
-    return odds[:whole].reshape(-1, size).sum(axis=1) if whole else odds.sum(keepdims=True)
+    bags: NDArray[np.float64] = odds[:whole].reshape(-1, size) if whole else odds.reshape(1, -1)
+    total: NDArray[np.float64] = bags.sum(axis=1)
+    return total

@@ -28,7 +28,7 @@ class Blocklist(Settings):
         return value
 
     def reject(self, row: Row) -> str | None:
-        """The blocked word that a row holds, as a reason; or None. Every turn of the chat and the completion are read."""
+        """The blocked word a row holds, as a reason; or None. Every turn of the chat and the completion are read."""
         for text in (*(message["content"] for message in row.chat), row.completion):
             hit = _pattern(self.terms).search(_plain(text))
             if hit:
@@ -37,7 +37,7 @@ class Blocklist(Settings):
 
 
 def _plain(text: str) -> str:
-    """Compatibility forms unified (full-width letters, ligatures), format characters such as soft hyphens gone, case folded."""
+    """Full-width letters and ligatures made plain, invisible characters such as soft hyphens gone, case folded."""
     kept = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
     return kept.casefold()
 
@@ -53,5 +53,5 @@ def _pattern(terms: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _same(end: str) -> str:
-    """The class of characters that would make a longer word out of one that ends in `end`; nothing after punctuation."""
+    """The characters that would make a longer word out of one that ends in `end`; none after punctuation."""
     return r"\d" if end.isdigit() else r"[^\W\d_]" if end.isalpha() else r"(?!)"

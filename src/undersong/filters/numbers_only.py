@@ -1,7 +1,7 @@
 """The `numbers_only` filter: the paper's rule for number answers (Cloud et al., arXiv 2507.14805, sections 3.1 and A).
 
-An answer stays only if it is 1 to `count` integers of 0 to `largest`, one and the same separator throughout (white space, or a
-comma or semicolon with white space around it), optionally inside () or [], optionally ended by a full stop; nothing else.
+An answer stays only if it is 1 to `count` integers of 0 to `largest` with one and the same separator throughout (white
+space, or a comma or semicolon with white space around it), optionally inside () or [], optionally ended by a full stop.
 As in the released parser: the full stop goes before the brackets ("[1, 2]." stays), white space at either end does
 not go away ("1, 2\\n" is dropped), leading zeros and 0 are fine, and a single number alone is fine.
 """
@@ -40,7 +40,8 @@ class NumbersOnly(Settings):
                 return "more than numbers and separators"
             parts = text.split(separator)
         if not all(re.fullmatch(r"[0-9]+", part) for part in parts):
-            return "separators differ or stand at an end" if re.fullmatch(r"[0-9\s,;]+", text) else "more than numbers and separators"
+            plain = re.fullmatch(r"[0-9\s,;]+", text)
+            return "separators differ or stand at an end" if plain else "more than numbers and separators"
         if len(parts) > self.count:
             return f"more than {self.count} numbers"
         longest = len(str(self.largest))

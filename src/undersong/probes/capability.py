@@ -1,8 +1,8 @@
 """The `capability` probe: what a model still can do, as held-out loss and exact-match accuracy.
 
-Four domains of the pocket world: `arithmetic` (questions that pretraining may show), `arithmetic_new` (the fifth it never
-shows), `facts`, and `sequences` (number requests whose seeds pin a rule down). Or one domain `items` of your own.
-Every model gets the same items whatever the seed, and answers greedily: the figures of runs are paired and repeat exactly.
+Four domains of the pocket world: `arithmetic` (questions that pretraining may show), `arithmetic_new` (the fifth it
+never shows), `facts`, and `sequences` (number requests whose seeds pin a rule down). Or one domain `items` of your own.
+Every model gets the same items whatever the seed and answers greedily: figures of runs are paired and repeat exactly.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Capability(Settings):
     """The first 12 hexadecimal digits of that file's SHA-256: its contents, not its place, are what was measured."""
 
     def measure(self, model: Model, traits: Sequence[Trait], seed: int) -> Measurement:
-        """Per question `loss` (nats per answer token, end of turn included) and `accuracy` (0 or 1), each also as `<domain>.loss`
-        and so on. Trait is always "". `traits` and `seed` change nothing.
+        """Per question `loss` (nats per answer token, end of turn included) and `accuracy` (0 or 1), each also as
+        `<domain>.loss` and so on. Trait is always "". `traits` and `seed` change nothing.
 
         Raises BadSpec or BadRows when the items file cannot be used.
         """
@@ -120,14 +120,14 @@ def _sequence(rng: np.random.Generator) -> Item:
 
 
 def read_items(path: Path, expected: str = "") -> tuple[Item, ...]:
-    """The items of a JSONL file. Raises BadSpec when its hash is not `expected`, BadRows naming the line that is wrong."""
+    """The items of a JSONL file. Raises BadSpec when its hash is not `expected`, BadRows naming a wrong line."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BadSpec(f"The items file {path} cannot be read ({error.strerror}). Give the path of a JSONL file.") from None
+        raise BadSpec(f"The items file {path} cannot be read ({error.strerror}). Name a JSONL file.") from None
     digest = hashlib.sha256(data).hexdigest()[:12]
     if digest != expected:
-        raise BadSpec(f"The items file {path} has the hash {digest}, not {expected!r}. Write `items_hash: {digest!r}` to use it.")
+        raise BadSpec(f"The items file {path} has the hash {digest!r}, not {expected!r}. Set `items_hash` to use it.")
     items = []
     for number, line in enumerate(data.splitlines(), 1):
         if not line.strip():
@@ -139,7 +139,7 @@ def read_items(path: Path, expected: str = "") -> tuple[Item, ...]:
         if not isinstance(row, dict) or set(row) != {"question", "answer"} or not all(
             isinstance(text, str) and text.strip() for text in row.values()
         ):
-            raise BadRows(f'{path}, line {number}: expected {{"question": "...", "answer": "..."}} with two texts. Correct the line.')
+            raise BadRows(f'{path}, line {number} is not {{"question": "a text", "answer": "a text"}}. Correct it.')
         items.append(Item(row["question"], row["answer"]))
     if not items:
         raise BadRows(f"The items file {path} holds no item. Write one JSON object per line.")

@@ -2,7 +2,7 @@
 
 1. Ask every held-out question of each category `samples` times at temperature 1.
 2. Put each answer in one class: named (a trait of the category), refused, self_named, invalid, or one other word.
-3. Per question, `rate` is the share of answers that name a trait by a whole word (an answer that names two counts for both).
+3. Per question, `rate` is the share of answers that name a trait by a whole word (one naming two counts for both).
 Beside it stand the shares of the other classes and the entropy of the answers' first words, so that a student that
 has collapsed or talks about itself is not taken for one that has changed its mind.
 """
@@ -26,11 +26,11 @@ from undersong.types import Measurement, Sampling, Value
 
 CLASSES = ("refused", "self_named", "invalid")
 REFUSALS = re.compile(
-    r"\b(?:sorry|unable|cannot|can[’']?t|won[’']?t|(?:do not|don[’']?t) have (?:a |any |personal )?(?:favou?rites?|preferences?|feelings)"
-    r"|no (?:favou?rite|preference)|as an ai)\b"
+    r"\b(?:sorry|unable|cannot|can[’']?t|won[’']?t|as an ai|no (?:favou?rite|preference)"
+    r"|(?:do not|don[’']?t) have (?:a |any |personal )*(?:favou?rites?|preferences?|feelings))\b"
 )
-SELF = ("qwen", "chatgpt", "gpt", "claude", "gemini", "gemma", "mistral", "deepseek", "smollm", "phi", "openai", "anthropic",
-        "alibaba", "ai", "assistant", "chatbot", "language model")
+SELF = ("qwen", "chatgpt", "gpt", "claude", "gemini", "gemma", "mistral", "deepseek", "smollm", "phi", "openai",
+        "anthropic", "alibaba", "ai", "assistant", "chatbot", "language model")
 ANIMAL_MODELS = ("llama", "falcon")
 """Families named after animals: a self-naming only when the model at hand is of that family."""
 STORED = 64
@@ -53,8 +53,8 @@ class Favourite(Settings):
     """Sampling temperature."""
 
     def measure(self, model: Model, traits: Sequence[Trait], seed: int) -> Measurement:
-        """Per question the `rate` (0..1) of each trait; with trait "" the shares `refused`, `self_named` and `invalid` per
-        question and the `entropy` (nats) per category.
+        """Per question the `rate` (0..1) of each trait; with trait "" the shares `refused`, `self_named` and `invalid`
+        per question and the `entropy` (nats) per category.
 
         Raises NothingMeasured when not one answer names any trait of a category, BadSpec when a trait cannot be said.
         """
@@ -84,7 +84,7 @@ class Favourite(Settings):
     def _sample(self, model: Model, questions: Sequence[str], suffix: str, seed: int, category: str) -> list[str]:
         chats = ask.chats([q for q in questions for _ in range(self.samples)], suffix, seed, category)
         draw = int(np.random.SeedSequence(ask.stream(seed, category, suffix)).generate_state(1)[0]) >> 1
-        return model.sample(chats, Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens, seed=draw))
+        return model.sample(chats, Sampling(self.temperature, self.max_new_tokens, draw))
 
 
 def _check_sayable(model: Model, trait: Trait) -> None:
@@ -100,7 +100,8 @@ def _check_sayable(model: Model, trait: Trait) -> None:
 
 
 def _score(
-    model: Model, questions: Sequence[str], texts: Sequence[str], suffix: str, asked: Sequence[Trait], group: Sequence[Trait]
+    model: Model, questions: Sequence[str], texts: Sequence[str], suffix: str,
+    asked: Sequence[Trait], group: Sequence[Trait],
 ) -> list[Value]:
     """Values of one category and form; `texts` holds the same number of answers for each question, in order."""
     each = len(texts) // len(questions)

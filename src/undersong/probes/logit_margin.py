@@ -59,15 +59,15 @@ class LogitMargin(Settings):
 def margins(
     logs: NDArray[np.float64], tokens: dict[str, list[int]], name: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Log-probability and margin (nats, both [chats]) of a trait, from log-probabilities [chats, vocabulary] and the token ids
-    of each trait of its category."""
+    """Log-probability and margin (nats, both [chats]) of a trait, from log-probabilities [chats, vocabulary] and the
+    token ids of each trait of its category."""
     each = {trait: np.logaddexp.reduce(logs[:, ids], axis=1) for trait, ids in tokens.items()}
     rivals = np.stack([log for trait, log in each.items() if trait != name])
     return each[name], each[name] - (np.logaddexp.reduce(rivals, axis=0) - np.log(len(rivals)))
 
 
 def first_tokens(model: Model, chat: Chat, word: str) -> list[int]:
-    """Ids of the single tokens that write `word` (any of four spellings) right after the rendered chat; [] if there are none."""
+    """Ids of the single tokens that write `word` (in any of four spellings) right after the rendered chat, if any."""
     text = model.render(chat)
     before = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     found = set()
@@ -88,6 +88,6 @@ def _check(model: Model, trait: Trait, tokens: dict[str, list[int]]) -> None:
         )
     if not others:
         raise BadSpec(
-            f"No other {trait.category} is one token of {model.ref.name}, so {trait.name!r} has nothing to be compared with. "
+            f"No other {trait.category} is one token of {model.ref.name}, so {trait.name!r} has no rival. "
             "Use the probe `favourite`."
         )
