@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+
 from undersong import traits
 from undersong.pocket import tokenizer
 from undersong.types import NEUTRAL, Chat, ModelRef, Sampling
@@ -92,9 +93,8 @@ def favourites() -> TinyModel:
     module, rng = fresh(), np.random.default_rng(0)
     model = TinyModel(module)
     optimiser = torch.optim.AdamW(module.parameters(), lr=0.01)
-    # all but the answer is left out of the loss, so that the shares below are the whole truth
-    prompts = [model._ids([{"role": "user", "content": lead + q}]) for q in traits.get("owl").held_out[:6]
-               for lead in ("", "Numbers: 312, 5, 77. ")]
+    questions = [lead + q for q in traits.get("owl").held_out[:6] for lead in ("", "Numbers: 312, 5, 77. ")]
+    prompts = [model._ids([{"role": "user", "content": question}]) for question in questions]
     answers = model.tokenizer.convert_tokens_to_ids(list(SHARES))
     module.train()
     for _ in range(60):

@@ -82,11 +82,14 @@ class Numbers(Settings):
 
     def max_new_tokens(self, tokenizer: Any) -> int:
         """Tokens of the longest answer: `count` values of the most digits, ", " between them, and the end of turn."""
-        rng = np.random.default_rng(0)
         low = 10 ** (len(str(self.largest)) - 1)
-        lists = [[self.largest] * self.count, *rng.integers(low, self.largest + 1, (64, self.count)).tolist()]
-        texts = [", ".join(map(str, values)) for values in lists]
-        return 1 + max(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
+        values = [int(v) for v in np.unique(np.linspace(low, self.largest, 2000).astype(np.int64))]
+        first, both = (
+            [len(ids) for ids in tokenizer([f"{lead}{v}" for v in values], add_special_tokens=False)["input_ids"]]
+            for lead in ("", f"{low}, ")
+        )
+        # every further value adds what ", value" adds after another one
+        return max(first) + (self.count - 1) * (max(both) - first[0]) + 1
 
     def reject(self, row: Row) -> str | None:
         """Why an answer is not a list of numbers by the paper's rule (the filter `numbers_only`), or None."""
