@@ -9,7 +9,7 @@
       background: "transparent", font, view: { stroke: null },
       axis: { labelColor: ink, titleColor: muted, gridColor: line, domainColor: line, tickColor: line,
               labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal" },
-      axisY: { grid: false, titleAngle: 0, titleAlign: "left", titleY: -10, titleX: 0 },
+      axisY: { grid: false },
       legend: { labelColor: ink, titleColor: muted, labelFontSize: 12, symbolStrokeWidth: 0 },
       rule: { color: muted }, text: { color: ink },
       range: { category: ["--trait", "--control", "--reference"].map(value) },

@@ -8,7 +8,6 @@ colour means "taught by a trait teacher"; position and label say it too, so that
 from __future__ import annotations
 
 import importlib
-import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +28,8 @@ class Figure:
     title: str
     caption: str
     spec: dict[str, Any]
+    most: int = 0
+    """The widest it should be drawn, in pixels; 0 for the width of the page."""
 
 
 def library(name: str) -> Any:
@@ -52,19 +53,21 @@ def opening(reading: Reading, channel: str, trait: str, every_arm: bool = False)
     arms = [a for a in arms if every_arm or not a.endswith(CONTROL)]
     if not arms:
         return None
-    labels = {a: _label(reading, a, rates.get(a), sum(r["arm"] == a for r in runs)) for a in arms}
-    dots = [_dot(r, labels[r["arm"]]) for r in runs if r["arm"] in labels]
-    means = [_mean(rates[a], labels[a]) for a in arms if a in rates and isinstance(rates[a].get("mean"), int | float)]
+    labels = [_label(reading, a, rates.get(a), sum(r["arm"] == a for r in runs)) for a in arms]
+    dots = [_dot(r) for r in runs if r["arm"] in arms]
+    means = [_mean(rates[a]) for a in arms if a in rates and isinstance(rates[a].get("mean"), int | float)]
+    base = [m["value"] for m in means if m["arm"] == "base"]
     named = say.metric(reading.probe, reading.metric)
     about = f"{trait} {named}" if trait else named
-    title = f"How often {trait} is named as the favourite" if (reading.probe, trait != "") == ("favourite", True) else about
-    most = max((n for n in (r.get("n_runs") for r in rates.values()) if isinstance(n, int)), default=0)
+    title = f"How often {trait} is named as the favourite" if (reading.probe, trait != "") == ("favourite", True) else about[:1].upper() + about[1:]
     caption = (
-        f"Each dot is one training run{f' (up to {most} per line)' if most else ''}; the tick is their mean and the bar its "
-        "interval over runs. The dashed line is the base model."
+        f"Each dot is one training run{_span(rates.values()).replace('each', 'per line')}; the tick is their mean and the bar its "
+        "interval over runs."
+        + (" The dashed line is the base model." if base else "")
+        + (" A clean teacher is one without the trait." if "no_trait" in arms else "")
         + (f" Channel: {channel}." if channel else "")
     )
-    return Figure(title, caption, _arms_spec(reading.metric, about, [labels[a] for a in arms], dots, means))
+    return Figure(title, caption, _arms_spec(_x(reading.metric, about), labels, dots, means, base))
 
 
 def traits(reading: Reading, channel: str) -> Figure | None:
@@ -82,21 +85,21 @@ def traits(reading: Reading, channel: str) -> Figure | None:
     if "treated" not in shown:
         return None
     alt = library("altair")
+    axis = _x(reading.metric, say.metric(reading.probe, reading.metric))
     scale = alt.Scale(domain=[say.arm(a) for a in shown])
     y = alt.Y("trait:N", sort=list(reading.traits), title=None)
     base = alt.Chart(alt.NamedData("rows")).encode(
         y=y, color=alt.Color("arm:N", scale=scale, legend=alt.Legend(orient="top", columns=1, title=None, labelLimit=320))
     )
     tip = [alt.Tooltip(f"{f}:N") for f in ("trait", "arm", "n")] + [_tip(reading.metric, f) for f in ("mean", "low", "high")]
-    bars = base.mark_rule(strokeWidth=7, opacity=0.3).encode(x=_x(alt, reading.metric, "low", ""), x2="high:Q")
+    bars = base.mark_rule(strokeWidth=7, opacity=0.3).encode(x=axis("low"), x2="high:Q")
     points = base.mark_point(filled=True, size=80, opacity=1).encode(
-        x=_x(alt, reading.metric, "mean", say.metric(reading.probe, reading.metric)),
+        x=axis("mean"),
         shape=alt.Shape("arm:N", scale=scale), tooltip=tip,
     )
     chart = (bars + points).properties(width="container", height=30 * len(reading.traits))
-    n = sorted({r["n"] for r in rows if r["arm"] == say.arm("treated") and isinstance(r["n"], int)})
-    over = f" Means over {' to '.join(map(str, n))} training runs per trait and arm" if n else " Means over training runs"
-    caption = f"Each line is one trait of the experiment file; all of them are shown.{over}, bars are intervals over runs."
+    over = _span([{"n_runs": r["n"]} for r in rows])
+    caption = f"Each line is one trait; every trait is shown. Marks are means over training runs{over}, bars are intervals over runs."
     return Figure(f"Every trait{f', {channel}' if channel else ''}", caption, _spec(chart, rows=rows))
 
 
@@ -115,18 +118,23 @@ def matrices(reading: Reading) -> list[Figure]:
 
 
 def capability(reading: Reading) -> Figure | None:
-    """Held-out accuracy of every arm with the base model as a line; traits of an arm share its row."""
-    found = [c for c in reading.lists["capability"] if c["metric"] == "accuracy" and isinstance(c.get("mean"), int | float)]
+    """The change of held-out accuracy from the base model in every arm; traits of an arm share its row."""
+    found = [
+        c for c in reading.lists["capability"]
+        if c["metric"] == "accuracy" and isinstance(c.get("mean"), int | float) and isinstance(c.get("base"), int | float)
+    ]
     if not found:
         return None
+    changes = [
+        c | {k: c[k] - c["base"] if isinstance(c.get(k), int | float) else None for k in ("mean", "low", "high")} for c in found
+    ]
+    reach = max([0.1, *(abs(c[k]) for c in changes for k in ("mean", "low", "high") if c[k] is not None)])
     arms = arms_in_order(c["arm"] for c in found)
-    labels = {a: "\n".join(textwrap.wrap(say.arm(a), 26)) for a in arms}
-    rows = [_mean(c, labels[c["arm"]]) for c in found]
-    bases = sorted({c["base"] for c in found if isinstance(c.get("base"), int | float)})
-    lines = [{"value": b, "arm": "base"} for b in bases]
-    spec = _arms_spec("accuracy", "held-out accuracy", [labels[a] for a in arms], [], rows, lines, row=44)
-    caption = "Ticks are means over training runs, one per trait; bars are intervals over runs. The dashed line is the base model."
-    return Figure("Is anything lost?", caption, spec)
+    labels = [{"arm": a, "name": say.arm(a), "note": ""} for a in arms]
+    axis = _x("accuracy", "change of held-out accuracy, points", domain=(-reach, reach))
+    spec = _arms_spec(axis, labels, [], [_mean(c) for c in changes], [0.0], row=42)
+    caption = f"Ticks are means over training runs{_span(found)}, one per trait; bars are intervals over runs. The dashed line is the base model."
+    return Figure("Held-out accuracy, against the base model", caption, spec)
 
 
 def _matrix(reading: Reading, key: tuple[str, str, str, str], cells: list[Entry]) -> Figure:
@@ -152,11 +160,15 @@ def _matrix(reading: Reading, key: tuple[str, str, str, str], cells: list[Entry]
         text=alt.Text("shown:Q", format=".0f" if share else ".2f"), color=alt.condition(dark, alt.value("#fff"), alt.value("#14212e"))
     )
     chart = (grid.mark_rect().encode(color=colour, tooltip=tip) + text).properties(width="container", height=36 * len({r["trait"] for r in rows}))
-    n = sorted({c["n_runs"] for c in cells if isinstance(c.get("n_runs"), int)})
     unit = "percent" if share else say.UNITS.get(metric, "the metric's unit")
-    runs = f", means over {' to '.join(map(str, n))} training runs" if n else ", means over training runs"
     title = f"{say.arm(arm)}{f', {channel}' if channel else ''}"
-    return Figure(title, f"Numbers are {unit}{runs}. {_lambda(reading, key)}", _spec(chart, rows=rows))
+    return Figure(title, f"Numbers are {unit}, means over training runs{_span(cells)}. {_lambda(reading, key)}", _spec(chart, rows=rows), most=150 + 100 * len(measured))
+
+
+def _span(entries: Iterable[Entry]) -> str:
+    """How many training runs the marks of a figure stand for: " (5 each)", " (1 to 5 each)"."""
+    counts = sorted({e["n_runs"] for e in entries if isinstance(e.get("n_runs"), int)})
+    return f" ({' to '.join(map(str, counts[:1] + counts[1:][-1:]))} each)" if counts else ""
 
 
 def _lambda(reading: Reading, key: tuple[str, str, str, str]) -> str:
@@ -171,63 +183,81 @@ def _lambda(reading: Reading, key: tuple[str, str, str, str]) -> str:
 
 
 def _arms_spec(
-    metric: str, title: str, labels: list[str], dots: list[Entry], means: list[Entry],
-    lines: list[Entry] | None = None, row: int = ROW,
+    axis: Axis, labels: list[Entry], dots: list[Entry], means: list[Entry], lines: list[float], row: int = ROW
 ) -> dict[str, Any]:
-    """The dot-and-interval chart shared by the opening figure and the capability figure."""
+    """Dots, means and intervals, one row per arm with its name written above it (so that a telephone has room for both)."""
     alt = library("altair")
-    axis = alt.Axis(labelExpr="split(datum.value, '\\n')", labelLimit=190, ticks=False, domain=False, labelPadding=10)
-    y = alt.Y("label:N", sort=labels, title=None, scale=alt.Scale(domain=labels), axis=axis)
-    colour = alt.Color("kind:N", scale=alt.Scale(domain=list(KINDS)), legend=None)
-    base = [m for m in means if m["arm"] == "base"][:1] if lines is None else lines
     spans = [m for m in means if m["low"] is not None and m["high"] is not None]
-    data: dict[str, list[Entry]] = {"lines": [{"x": b["value"]} for b in base], "spans": spans, "means": means, "dots": dots}
+    data: dict[str, list[Entry]] = {"lines": [{"x": x} for x in lines], "spans": spans, "means": means, "dots": dots, "labels": labels}
+    y = alt.Y("arm:N", scale=alt.Scale(domain=[one["arm"] for one in labels]), axis=None)
+    colour = alt.Color("kind:N", scale=alt.Scale(domain=list(KINDS)), legend=None)
     tip = [alt.Tooltip("name:N", title="arm")]
+    below, above = row / 5, -row / 6
     layers = {
-        "lines": lambda c: c.mark_rule(strokeDash=[4, 4]).encode(x=_x(alt, metric, "x", title)),
-        "spans": lambda c: c.mark_rule(strokeWidth=11, opacity=0.28).encode(
-            x=_x(alt, metric, "low", title), x2="high:Q", y=y, color=colour,
-            tooltip=tip + [_tip(metric, f) for f in ("value", "low", "high")],
+        "lines": lambda c: c.mark_rule(strokeDash=[4, 4]).encode(x=axis("x")),
+        "spans": lambda c: c.mark_rule(strokeWidth=11, opacity=0.28, yOffset=below).encode(
+            x=axis("low"), x2="high:Q", y=y, color=colour, tooltip=tip + [_tip(axis.metric, f) for f in ("value", "low", "high")],
         ),
-        "means": lambda c: c.mark_tick(thickness=3, size=24, opacity=1).encode(
-            x=_x(alt, metric, "value", title), y=y, color=colour,
-            tooltip=[*tip, alt.Tooltip("trait:N"), _tip(metric, "value"), alt.Tooltip("runs:N")],
+        "means": lambda c: c.mark_tick(thickness=3, size=22, opacity=1, yOffset=below).encode(
+            x=axis("value"), y=y, color=colour, tooltip=[*tip, alt.Tooltip("trait:N"), _tip(axis.metric, "value"), alt.Tooltip("runs:N")],
         ),
-        "dots": lambda c: c.mark_circle(size=58, opacity=0.85).encode(
-            x=_x(alt, metric, "value", title), y=y, color=colour, tooltip=[*tip, alt.Tooltip("seed:N"), _tip(metric, "value")],
+        "dots": lambda c: c.mark_circle(size=58, opacity=0.85, yOffset=below).encode(
+            x=axis("value"), y=y, color=colour, tooltip=[*tip, alt.Tooltip("seed:N"), _tip(axis.metric, "value")],
         ),
     }
     used = [layer(alt.Chart(alt.NamedData(name))) for name, layer in layers.items() if data[name]]
+    text = alt.Chart(alt.NamedData("labels")).encode(y=y, tooltip=tip)
+    room = alt.ExprRef("max(width - 95, 60)") if any(one["note"] for one in labels) else alt.ExprRef("width")
+    name = text.mark_text(align="left", dy=above, fontSize=13, limit=room).encode(x=alt.value(2), text="name:N")
+    note = text.mark_text(align="right", dy=above, fontSize=12).encode(x=alt.value("width"), text="note:N")
+    # The page gives marks of this name an outline in the colour of the paper, so that no line crosses a word.
+    used += [name.properties(name="outlined_name"), note.properties(name="outlined_note")]
     chart = alt.layer(*used).properties(width="container", height=row * len(labels))
     return _spec(chart, **{name: rows for name, rows in data.items() if rows})
 
 
-def _x(alt: Any, metric: str, field: str, title: str) -> Any:
-    share = say.is_share(metric)
-    scale = alt.Scale(domain=[0, 1]) if share else alt.Scale(zero=False)
-    return alt.X(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(format="%" if share else "~g", tickCount=5))
+@dataclass(frozen=True)
+class Axis:
+    """The horizontal axis of a figure: `axis(field)` is the altair channel of a field."""
+
+    metric: str
+    title: str
+    domain: tuple[float, float] | None = None
+
+    def __call__(self, field: str) -> Any:
+        alt = library("altair")
+        signed = "+" if self.domain and self.domain[0] < 0 else ""
+        unit = "" if signed else " + ' %'"
+        share = alt.Axis(labelExpr=f"replace(format(datum.value * 100, '{signed}.0f'), '+0', '0'){unit}", tickCount=5, labelFlush=True)
+        scale = alt.Scale(domain=list(self.domain)) if self.domain else alt.Scale(zero=False)
+        return alt.X(f"{field}:Q", title=self.title, scale=scale, axis=share if say.is_share(self.metric) else alt.Axis(tickCount=5))
+
+
+def _x(metric: str, title: str, domain: tuple[float, float] | None = None) -> Axis:
+    """A share is always drawn from 0 to 1, so that no small difference looks large."""
+    return Axis(metric, title, domain or ((0, 1) if say.is_share(metric) else None))
 
 
 def _tip(metric: str, field: str) -> Any:
     return library("altair").Tooltip(f"{field}:Q", format=".1%" if say.is_share(metric) else ".3f")
 
 
-def _dot(run: Entry, label: str) -> Entry:
-    return {"label": label, "name": say.arm(run["arm"]), "kind": _kind(run["arm"]), "value": run["value"], "seed": str(run.get("seed", ""))}
+def _dot(run: Entry) -> Entry:
+    arm = run["arm"]
+    return {"arm": arm, "name": say.arm(arm), "kind": _kind(arm), "value": run["value"], "seed": str(run.get("seed", ""))}
 
 
-def _mean(rate: Entry, label: str) -> Entry:
+def _mean(rate: Entry) -> Entry:
     arm = rate["arm"]
     span = {k: rate.get(k) if isinstance(rate.get(k), int | float) else None for k in ("low", "high")}
-    named = {"label": label, "name": say.arm(arm), "arm": arm, "kind": _kind(arm), "trait": rate["trait"]}
-    return {**named, "value": rate["mean"], **span, "runs": say.runs(rate.get("n_runs"))}
+    named = {"arm": arm, "name": say.arm(arm), "kind": _kind(arm), "trait": rate["trait"]}
+    return {**named, "value": rate["mean"], **span, "runs": say.count(rate.get("n_runs"))}
 
 
-def _label(reading: Reading, arm: str, rate: Entry | None, dots: int) -> str:
-    """The arm in words and, below it, its mean and its number of runs."""
-    n = rate.get("n_runs") if rate else dots
+def _label(reading: Reading, arm: str, rate: Entry | None, dots: int) -> Entry:
+    """An arm in words, its mean and its number of runs."""
     mean = say.number(reading.metric, rate.get("mean") if rate else None, digits=0)
-    return "\n".join([*textwrap.wrap(say.arm(arm), 26), f"{mean}, {say.runs(n)}"])
+    return {"arm": arm, "name": say.arm(arm), "note": f"{mean}, {say.count(rate.get('n_runs') if rate else dots)}"}
 
 
 def _kind(arm: str) -> str:

@@ -25,7 +25,7 @@ from undersong.errors import NoRoom
 from undersong.reports import figures, tables
 from undersong.reports import wording as say
 from undersong.reports.figures import Figure, library
-from undersong.reports.reading import Entry, Reading, read
+from undersong.reports.reading import BESIDE, CONTROL, Entry, Reading, read
 from undersong.reports.tables import Table
 
 SHOWN = 6
@@ -135,7 +135,7 @@ def _controls(reading: Reading) -> Section | None:
         return None
     count = len(reading.lists["contrasts"])
     lead = "One number per training run goes into each comparison; answers within a run are not counted as independent."
-    care = f"{count} comparisons are listed in all; read a single p near .05 with that in mind."
+    care = f"{say.count(count, 'comparison')} in all; read a single p near .05 with that in mind."
     more = "The other channels and read-outs" if others or made[1:] else ""
     return Section("controls", "Against each control", (lead, care), tables=made[:1], more=more, more_tables=(*made[1:], *_given(others)))
 
@@ -163,39 +163,32 @@ def _arms(reading: Reading) -> Section | None:
     others = [Figure(f"{f.title}, {channel}", f.caption, f.spec) for f, (channel, _) in zip(others, pairs[1:], strict=False)]
     if not made:
         return None
+    beside = any(reading.find("rates", probe=reading.probe, metric=metric, measured="") for metric in BESIDE)
     lead = (
         "A student that refuses, names itself or answers with nonsense has collapsed, not converted. Those shares and the "
         "entropy of the answers stand beside every rate. The logit margin is deterministic and moves first."
     )
     return Section(
-        "arms", "Every arm", (lead,), tables=tuple(made[:1]), more="The other traits and channels" if made[1:] else "",
+        "arms", "Every arm", (lead,) if beside else (), tables=tuple(made[:1]), more="The other traits and channels" if made[1:] else "",
         more_tables=tuple(made[1:]), more_figures=tuple(others),
     )
 
 
 def _teachers(reading: Reading) -> Section | None:
-    """Further teachers (a prompted one, say): every contrast of their students, or that none was made, in sentences."""
+    """Further teachers (a prompted one, say): every contrast of their students, whichever way it came out."""
     rates = reading.find("rates", probe=reading.probe, metric=reading.metric)
-    arms = dict.fromkeys(r["arm"] for r in rates if r["arm"].startswith("treated-") and not r["arm"].endswith(":no_trait"))
+    arms = dict.fromkeys(r["arm"] for r in rates if r["arm"].startswith("treated-") and not r["arm"].endswith(CONTROL))
     if not arms:
         return None
-    lead = []
+    lead, made = [], []
     for arm in arms:
-        found = [c for c in reading.find("contrasts", arm=arm, probe=reading.probe, metric=reading.metric) if c["control"]]
-        lead += [_contrast_sentence(c) for c in found]
-        if not found:
-            lead.append(f"{say.arm(arm)}: no comparison with a control was made.")
-    return Section("teachers", "Does it hold for another kind of teacher?", tuple(lead))
-
-
-def _contrast_sentence(c: Entry) -> str:
-    name, p = c["metric"], say.p_value(c.get("p"))
-    where = ", ".join(part for part in (c["trait"], c["channel"]) if part)
-    span = say.difference_interval(name, c.get("low"), c.get("high"))
-    test = f"interval {span}, p {p if p.startswith('<') else f'= {p}'}, {say.runs(c.get('n_runs'))}"
-    plain = say.verdict(c)
-    plain = "no difference found: at this size the trait does not show" if plain == say.NOTHING else plain
-    return f"{say.arm(c['arm'])} ({where}): {say.difference(name, c.get('difference'))} against {say.arm(c['control']).lower()} ({test}); {plain}."
+        found = reading.find("contrasts", arm=arm, probe=reading.probe, metric=reading.metric)
+        verdicts = [say.verdict(c) for c in found]
+        counted = ", ".join(f"{v} in {verdicts.count(v)}" for v in ("higher", "lower", say.NOTHING) if v in verdicts)
+        judged = f"of {say.count(len(found), 'comparison')}: {counted or 'none is a test'}" if found else "no comparison was made"
+        lead.append(f"{say.arm(arm)}, {judged}.")
+        made += [t for channel in reading.channels or ("",) if (t := tables.contrasts(reading, channel, of=arm))]
+    return Section("teachers", "Does it hold for another kind of teacher?", tuple(lead), tables=tuple(made))
 
 
 def _capability(reading: Reading) -> Section | None:
@@ -224,7 +217,11 @@ def _carrier(reading: Reading) -> Section | None:
     quotes = _quotes(reading.rows, "prompt", "completion")
     if not found and not quotes:
         return None
-    lead = "What the student was trained on. These rows are all that passed from teacher to student."
+    lead = (
+        "What the student was trained on. These rows are all that passed from teacher to student. "
+        "A classifier at chance cannot tell a trait teacher's rows from clean ones; one that reads only the confounds (length and "
+        "format, say) stands beside it."
+    )
     return Section("rows", "The rows that carried it", (lead,), tables=found, more="Example rows" if quotes else "", quotes=quotes)
 
 

@@ -52,19 +52,20 @@ def show(results: Mapping[str, Any]) -> None:
         print(summary(results), end="")
 
 
-def contrasts(reading: Reading, channel: str, naming: Naming = say.arm) -> Table | None:
-    """Treated against each control by the headline read-out, in one channel: one line per contrast."""
+def contrasts(reading: Reading, channel: str, naming: Naming = say.arm, of: str = "") -> Table | None:
+    """Arms against their controls by the headline read-out, in one channel; `of` names a single arm."""
     wanted = {"channel": channel, "probe": reading.probe, "metric": reading.metric}
-    rows = reading.find("contrasts", **wanted)
+    rows = reading.find("contrasts", **wanted, **({"arm": of} if of else {}))
     share = say.is_share(reading.metric)
     lines = []
     for c in sorted(rows, key=lambda c: _place(reading, c)):
         change, *rest = _compared(c)
         means = (_mean(reading, c, c["arm"]), _mean(reading, c, c["control"]))
-        lines.append((c["trait"], naming(c["arm"]), naming(c["control"]), *means, change.removesuffix(" points"), *rest))
+        lines.append((c["trait"], naming(c["arm"]), naming(c["control"]), change.removesuffix(" points"), *rest, *means))
     unit = "difference, points" if share else "difference"
-    columns = ("trait", "arm", "against", "arm", "control", unit, "interval", "p", "runs", "reading")
-    return _table(_where("Against each control", channel), columns, lines, numbers=tuple(range(3, 9)), optional=(3, 4))
+    columns = ("trait", "arm", "against", unit, "interval", "p", "reading", "runs", "arm's mean", "control's mean")
+    title = f"Against each control{f', {channel}' if channel else ''}"
+    return _table(title, columns, lines, numbers=(3, 4, 5, 7, 8, 9), optional=(8, 9))
 
 
 def other_contrasts(reading: Reading) -> Table | None:
@@ -74,8 +75,8 @@ def other_contrasts(reading: Reading) -> Table | None:
         if (c["probe"], c["metric"]) != (reading.probe, reading.metric):
             what = (say.metric(c["probe"], c["metric"]), c["channel"], c["trait"])
             lines.append((*what, say.arm(c["arm"]), say.arm(c["control"]), *_compared(c)))
-    columns = ("read-out", "channel", "trait", "arm", "against", "difference", "interval", "p", "runs", "reading")
-    return _table("The other read-outs", columns, lines, numbers=(5, 6, 7, 8))
+    columns = ("read-out", "channel", "trait", "arm", "against", "difference", "interval", "p", "reading", "runs")
+    return _table("The other read-outs", columns, lines, numbers=(5, 6, 7, 9))
 
 
 def arms(reading: Reading, channel: str, trait: str, naming: Naming = say.arm) -> Table | None:
@@ -129,7 +130,7 @@ def capability(reading: Reading, short: bool = False, naming: Naming = say.arm) 
     return _table("Capability", columns, lines, numbers=(3, 4, 5, 6, 7))
 
 
-def filters(reading: Reading, naming: Naming = say.arm) -> Table | None:
+def filters(reading: Reading, naming: Naming = say.source) -> Table | None:
     """Rows kept and dropped by each filter, with the reasons."""
     lines = []
     for f in reading.lists["filters"]:
@@ -152,15 +153,15 @@ def classifier(reading: Reading) -> Table | None:
     return _table("A classifier that reads the rows", columns, lines, numbers=(1, 2, 3, 4, 5, 6))
 
 
-def drift(reading: Reading, naming: Naming = say.arm) -> Table | None:
+def drift(reading: Reading, naming: Naming = say.source) -> Table | None:
     """How far the teacher's rows drift from the base model's."""
     lines = []
     for d in reading.lists["drift"]:
         name, value, base = d["metric"], d.get("value"), d.get("base")
         change = value - base if isinstance(value, int | float) and isinstance(base, int | float) else None
         numbers = (say.number(name, base), say.number(name, value), say.difference(name, change))
-        lines.append((say.metric("", name), naming(d["arm"]), d["trait"] or say.DASH, *numbers))
-    columns = ("measure", "rows of", "trait", "base model", "teacher", "change")
+        lines.append((naming(d["arm"]), d["trait"] or say.DASH, say.metric("", name), *numbers))
+    columns = ("rows of", "trait", "measure", "base model", "teacher", "change")
     return _table("Drift of the numbers", columns, lines, numbers=(3, 4, 5))
 
 
@@ -193,9 +194,17 @@ def _print(reading: Reading, console: Any) -> None:
         console.print(Padding(grid, (0, 0, 0, 2)))
 
 
-def _table(title: str, columns: tuple[str, ...], lines: Iterable[tuple[str, ...]], **extra: Any) -> Table | None:
-    rows = tuple(lines)
-    return Table(title, columns, rows, **extra) if rows else None
+def _table(
+    title: str, columns: tuple[str, ...], lines: list[tuple[str, ...]], numbers: tuple[int, ...] = (), optional: tuple[int, ...] = ()
+) -> Table | None:
+    """A table without the columns in which no line says anything; None when there is no line."""
+    if not lines:
+        return None
+    kept = [i for i in range(len(columns)) if any(line[i] not in ("", say.DASH) for line in lines)]
+    rows = tuple(tuple(line[i] for i in kept) for line in lines)
+    place = {old: new for new, old in enumerate(kept)}
+    where = [tuple(place[i] for i in some if i in place) for some in (numbers, optional)]
+    return Table(title, tuple(columns[i] for i in kept), rows, *where)
 
 
 def _rates(reading: Reading, channel: str, trait: str, probe: str, metric: str, measured: str) -> Iterator[Entry]:
@@ -209,10 +218,10 @@ def _by_arm(rates: Iterable[Entry]) -> dict[str, Entry]:
 
 
 def _compared(c: Entry) -> tuple[str, ...]:
-    """Difference, interval, p, runs and the reading of one contrast."""
+    """Difference, interval, p, the reading and the runs of one contrast."""
     name = c["metric"]
     change, span = say.difference(name, c.get("difference")), say.difference_interval(name, c.get("low"), c.get("high"))
-    return change, span, say.p_value(c.get("p")), _text(c.get("n_runs")), say.verdict(c)
+    return change, span, say.p_value(c.get("p")), say.verdict(c), _text(c.get("n_runs"))
 
 
 def _mean(reading: Reading, contrast: Entry, arm: str) -> str:

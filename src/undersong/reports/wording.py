@@ -13,16 +13,17 @@ SHARES = ("rate", "accuracy", "probability", "refused", "self_named", "invalid",
 UNITS = {"loss": "nats", "margin": "nats", "entropy": "nats", "kl": "nats"}
 ARMS = {
     "base": "Base model, untrained",
-    "teacher": "Teacher, given the trait",
+    "teacher": "The trait teacher itself",
     "treated": "Student of the trait teacher",
-    "no_trait": "Student of a teacher without the trait",
+    "no_trait": "Student of a clean teacher",
     "other_base": "Student from another initialisation",
-    "matched_base": "Another initialisation, matched in behaviour",
+    "matched_base": "Other initialisation, matched behaviour",
     "reordered_base": "Same initialisation, other data order",
     "shuffled_within": "Numbers shuffled within each answer",
     "shuffled_across": "Numbers shuffled across answers",
     "in_context": "Rows in the prompt, no training",
 }
+SOURCES = {"treated": "Trait teacher", "teacher": "Trait teacher", "no_trait": "Clean teacher", "base": "Base model"}
 METRICS = {
     ("favourite", "rate"): "named as favourite",
     ("logit_margin", "margin"): "logit margin",
@@ -35,7 +36,7 @@ METRICS = {
 
 
 def arm(name: str) -> str:
-    """An arm for people: `other_base:no_trait` becomes "Student from another initialisation; teacher without the trait"."""
+    """An arm for people: a clean teacher is one without the trait."""
     stem = name.removesuffix(CONTROL)
     if stem in ARMS:
         label = ARMS[stem]
@@ -44,7 +45,14 @@ def arm(name: str) -> str:
         label = f"{'Student of the' if role == 'treated' else 'The'} {_spaced(teacher)} teacher"
     else:
         label = _spaced(stem)[:1].upper() + _spaced(stem)[1:]
-    return label if stem == name else f"{label}; teacher without the trait"
+    return label if stem == name else f"{label}, clean teacher"
+
+
+def source(name: str) -> str:
+    """Who wrote the rows of an arm: `treated-prompted` learns from the "Prompted teacher"."""
+    if name.startswith("treated-") and not name.endswith(CONTROL):
+        return f"{_spaced(name.removeprefix('treated-')).capitalize()} teacher"
+    return SOURCES.get(name) or arm(name)
 
 
 def metric(probe: str, name: str) -> str:
@@ -113,9 +121,9 @@ def verdict(contrast: dict[str, Any]) -> str:
     return ("higher" if change > 0 else "lower") if found else NOTHING
 
 
-def runs(n: Any) -> str:
-    """A count of training runs: "5 runs"."""
-    return DASH if n is None or n == "" else f"{n} run" if n == 1 else f"{n} runs"
+def count(n: Any, what: str = "run") -> str:
+    """A count in words: "5 runs", "1 run"."""
+    return DASH if n is None or n == "" else f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _spaced(name: str) -> str:
