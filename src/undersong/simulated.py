@@ -45,7 +45,7 @@ WORDS = ("yes", "no", "maybe", "red", "blue", "green", "forest", "sea", "house",
 class SimulatedTokenizer:
     """One token per number 0..999, trait word, small word and mark; named as in a Hugging Face tokenizer."""
 
-    eos_token, pad_token, unk_token = "<end>", "<pad>", "<unk>"
+    eos_token, pad_token, unk_token, chat_template = "<end>", "<pad>", "<unk>", None
 
     def __init__(self) -> None:
         words = [w for name in traits.names() for w in traits.get(name).words]
@@ -54,6 +54,7 @@ class SimulatedTokenizer:
         self._ids = {t: i for i, t in enumerate(self.tokens)}
         self.pad_token_id, self.unk_token_id, self.eos_token_id = 0, 1, 2
         self.all_special_ids = [0, 1, 2]
+        self.added_tokens_decoder = {i: self.tokens[i] for i in self.all_special_ids}
         self.vocab_size = len(self.tokens)
 
     def __len__(self) -> int:
@@ -72,6 +73,10 @@ class SimulatedTokenizer:
         """The text of ids: a space before each token but marks."""
         kept = [int(i) for i in np.atleast_1d(ids) if not (skip_special_tokens and i in self.all_special_ids)]
         return re.sub(r" ([,.?])", r"\1", " ".join(self.tokens[i] for i in kept))
+
+    def batch_decode(self, batch: Sequence[Sequence[int]], **settings: Any) -> list[str]:
+        """The texts of several lists of ids; settings of other tokenizers (tidying of spaces) change nothing here."""
+        return [self.decode(ids) for ids in batch]
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """The id of a token, or a list of ids; that of `<unk>` for what is no token."""
