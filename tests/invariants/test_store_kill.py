@@ -1,7 +1,8 @@
 """Kill -9 at any moment: nothing finished is lost or repeated, nothing torn is seen, and the bytes end up the same.
 
 The work runs in processes forked from one that has imported the store. They die in three ways: before the n-th file
-operation in the store (an audit hook), in the middle of a write (a limit on file size, whose signal kills), and by clock.
+operation in the store (an audit hook), in the middle of a write (a limit on file size, whose signal kills), and by
+the clock.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ os.fsync = lambda handle: None  # matters for a power cut, not for a kill
 
 def rows(i):
     dice = random.Random(i)
-    return [{"id": f"{i}-{n}", "completion": ", ".join(str(dice.randrange(1000)) for _ in range(40))} for n in range(15)]
+    answers = [", ".join(str(dice.randrange(1000)) for _ in range(40)) for _ in range(15)]
+    return [{"id": f"{i}-{n}", "completion": answer} for n, answer in enumerate(answers)]
 
 def work(root, log):
     """What a long sampling run does; every part that is made is noted outside the store."""
