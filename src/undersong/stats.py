@@ -243,11 +243,10 @@ def _matrix(matrix_runs: Sequence[Lifts]) -> tuple[tuple[str, ...], NDArray[np.i
 def _weights(counts: NDArray[np.int64]) -> Floats:
     """W [teacher trait, measured trait] with λ = Σ over runs of W[its trait]·its lifts.
 
-    Frisch and Waugh: the diagonal less what rows and columns (weighted by runs) explain of it, over its square sum.
+    Frisch and Waugh: the diagonal less what columns and rows explain of it (a column's share of the runs, which leaves
+    every row summing to 0), over its sum of squares over runs.
     """
-    diagonal = np.eye(len(counts))
-    diagonal -= diagonal.mean(axis=1, keepdims=True)
-    diagonal -= (counts[:, None] * diagonal).sum(axis=0) / counts.sum()
+    diagonal = np.eye(len(counts)) - counts / counts.sum()
     return np.asarray(diagonal / (counts[:, None] * diagonal**2).sum())
 
 
