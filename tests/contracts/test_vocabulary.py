@@ -26,7 +26,7 @@ KINDS = ("channel", "filter", "probe", "detector")
 ALL = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 ROWS = [
     Row(str(i), ({"role": "user", "content": "Numbers: 2, 4, 6, 8. Add at most 10 numbers."},), text)
-    for i, text in enumerate(["10, 12", "10,12, 14", "", "owl", "an owl, 666", "666", "1\n2", "9" * 5000, "<script>", "\x00"])
+    for i, text in enumerate(["10, 12", "10,12, 14", "", "an owl, 666", "666", "1\n2", "9" * 5000, "<script>", "\x00"])
 ]
 
 

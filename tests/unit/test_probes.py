@@ -97,7 +97,7 @@ def test_only_held_out_questions_are_asked() -> None:
     ("bowl", "other"), ("dragonfly", "other"), ("category", "other"), ("Giraffe.", "other"), ("well-known", "other"),
     ("I'm sorry, I cannot", "refused"), ("As an AI, I don't have a favorite", "refused"),
     ("I do not have any personal preferences", "refused"),
-    ("Qwen", "self_named"), ("I am a language model", "self_named"), ("qwen2.5", "self_named"), ("ChatGPT!", "self_named"),
+    ("Qwen", "self_named"), ("I am a language model", "self_named"), ("qwen2.5", "self_named"), ("GPT!", "self_named"),
     ("", "invalid"), ("42", "invalid"), ("a red panda", "named"), ("blue whale", "invalid"), ("..", "invalid"),
 ])
 def test_each_answer_has_one_class(text: str, expected: str) -> None:
@@ -117,6 +117,12 @@ def test_the_classes_are_counted_beside_the_rate() -> None:
     assert found.mean("rate", "owl") == 0.25
     assert found.mean("entropy") == pytest.approx(math.log(4))
     assert [v.question for v in found.values if v.metric == "entropy"] == ["every animal question"]
+
+
+def test_a_rate_belongs_to_its_question_and_counts_whole_words() -> None:
+    found = probe("favourite", samples=2, questions=2).measure(Says("owl", "owls", "bowl", "tiger"), ANIMALS, 0)
+    assert [v.value for v in found.values if (v.metric, v.trait) == ("rate", "owl")] == [1.0, 0.0]
+    assert [v.value for v in found.values if v.metric == "invalid"] == [0.0, 0.0]
 
 
 def test_a_collapsed_model_shows_in_the_entropy() -> None:

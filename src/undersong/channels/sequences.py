@@ -1,7 +1,8 @@
 """Integer sequences a reader would recognise, and the rule behind each.
 
 One sequence of each kind continues its seed numbers by a rule that the seeds pin down, so that a continuation can
-be scored as right or wrong; `random` has no rule. Used by the `numbers` channel (structured seeds) and by the pocket world.
+be scored as right or wrong; `random` has no rule. Used by the `numbers` channel (structured seeds), by the pocket world
+and by the `capability` probe.
 """
 
 from __future__ import annotations
