@@ -20,17 +20,28 @@ import pytest
 
 pytest.importorskip("altair", reason="the report extra is not installed")
 
-from undersong.reports import html  # noqa: E402
+from undersong.reports import html
 
 pytestmark = pytest.mark.browser
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "report_results.py"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--proxy-server=127.0.0.1:9", "--remote-debugging-pipe",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--proxy-server=127.0.0.1:9",
+    "--remote-debugging-pipe",
 )
 # The browser reads commands on descriptor 3 and writes answers on 4; this wrapper puts our pipes there.
-WRAPPER = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
+WRAPPER = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
+)
 DRAWN = "[...document.querySelectorAll('.chart')].filter(c => !c.closest('details:not([open])')).every(c => c.querySelector('svg'))"
 
 
@@ -42,7 +53,9 @@ class Browser:
         self._read, events = _pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-c", WRAPPER, str(commands), str(events), program, *FLAGS, f"--user-data-dir={profile}"],
-            pass_fds=(commands, events), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            pass_fds=(commands, events),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         os.close(commands)
         os.close(events)
@@ -59,7 +72,9 @@ class Browser:
         """Send one command and return its result; events that come meanwhile are kept in `events`."""
         self._count += 1
         session = {"sessionId": self._session} if self._session else {}
-        os.write(self._write, json.dumps({"id": self._count, "method": method, "params": params} | session).encode() + b"\0")
+        os.write(
+            self._write, json.dumps({"id": self._count, "method": method, "params": params} | session).encode() + b"\0"
+        )
         while (message := self._next()).get("id") != self._count:
             self.events.append(message)
         assert "error" not in message, message
@@ -70,7 +85,9 @@ class Browser:
         self.events.clear()
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
         self.call("Page.navigate", url=page.as_uri())
         end = time.monotonic() + 30
         while time.monotonic() < end and not self.value(f"document.readyState === 'complete' && {DRAWN}"):
@@ -79,7 +96,9 @@ class Browser:
 
     def value(self, expression: str) -> Any:
         """Evaluate an expression in the page."""
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)["result"].get("value")
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)[
+            "result"
+        ].get("value")
 
     def screenshot(self, path: Path) -> None:
         """The whole page as a PNG."""
@@ -168,9 +187,13 @@ def test_report_renders_in_silence_and_asks_for_nothing(browser: Browser, page: 
 def test_opening_figure_has_a_dot_for_each_run(browser: Browser, page: Path, data: dict[str, Any]) -> None:
     browser.open(page)
     runs = [
-        r for r in data["results"]()["runs"]
-        if r["metric"] == "rate" and r["measured"] == "owl" and r["trait"] in ("", "owl")
-        and r["channel"] in ("", "numbers-sampled") and not r["arm"].endswith(":no_trait")
+        r
+        for r in data["results"]()["runs"]
+        if r["metric"] == "rate"
+        and r["measured"] == "owl"
+        and r["trait"] in ("", "owl")
+        and r["channel"] in ("", "numbers-sampled")
+        and not r["arm"].endswith(":no_trait")
     ]
     dots = "document.querySelector('.chart').querySelectorAll('.mark-symbol path').length"
     assert browser.value(dots) == len(runs)
@@ -183,7 +206,9 @@ def test_what_is_folded_away_is_drawn_when_opened(browser: Browser, page: Path) 
     while time.monotonic() < end and not browser.value(DRAWN):
         time.sleep(0.1)
     assert browser.value(DRAWN)
-    assert browser.value("[...document.querySelectorAll('.chart svg')].every(s => s.getBoundingClientRect().width > 300)")
+    assert browser.value(
+        "[...document.querySelectorAll('.chart svg')].every(s => s.getBoundingClientRect().width > 300)"
+    )
     assert browser.complaints() == []
 
 
@@ -200,7 +225,9 @@ def test_hostile_names_everywhere_stay_text(browser: Browser, data: dict[str, An
     evil = "</script><script>window.hit=1</script><img src=x onerror=window.hit=2>"
     for name in ("owl", "numbers-sampled", "shuffled_within", "numbers_only"):
         text = text.replace(f'"{name}"', json.dumps(name + evil))
-    page = html.write(json.loads(text) | {"sentence": evil, "experiment": evil, "fingerprint": evil}, tmp_path / "evil.html")
+    page = html.write(
+        json.loads(text) | {"sentence": evil, "experiment": evil, "fingerprint": evil}, tmp_path / "evil.html"
+    )
     browser.open(page)
     assert browser.value("window.hit") is None
     assert browser.value("document.querySelectorAll('img').length") == 0
@@ -214,11 +241,16 @@ def test_results_without_traits_render(browser: Browser, data: dict[str, Any], t
     assert browser.complaints() == []
 
 
-@pytest.mark.parametrize(("planted", "seen"), [
-    ("<img src='http://127.0.0.1:9/x.png'>", "Content Security Policy"),
-    ("<script>window.hit = 1</script>", "Content Security Policy"),
-])
-def test_the_page_policy_refuses_what_slips_through(browser: Browser, page: Path, tmp_path: Path, planted: str, seen: str) -> None:
+@pytest.mark.parametrize(
+    ("planted", "seen"),
+    [
+        ("<img src='http://127.0.0.1:9/x.png'>", "Content Security Policy"),
+        ("<script>window.hit = 1</script>", "Content Security Policy"),
+    ],
+)
+def test_the_page_policy_refuses_what_slips_through(
+    browser: Browser, page: Path, tmp_path: Path, planted: str, seen: str
+) -> None:
     """The checks above can fail: what is planted into the finished page is refused, and the console says so."""
     text = page.read_text("utf-8")
     spoilt = tmp_path / "spoilt.html"

@@ -1,8 +1,8 @@
 """One self-contained HTML page from the results of an experiment.
 
-Rows and answers come from models and files of unknown origin, so they are treated as hostile: jinja2 escapes every value,
-specifications are embedded as JSON without a literal `<`, and the page's own policy allows only the two scripts whose
-hashes it names and forbids every request. Vega runs with its expression interpreter, so nothing is ever `eval`ed.
+Rows and answers come from models and files of unknown origin, so they are treated as hostile: jinja2 escapes every
+value, specifications are embedded as JSON without a literal `<`, and the page's own policy allows only the two scripts
+whose hashes it names and forbids every request. Vega runs with its expression interpreter, so nothing is `eval`ed.
 """
 
 from __future__ import annotations
@@ -14,48 +14,17 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from undersong.errors import NoRoom
-from undersong.reports import figures, tables
-from undersong.reports import wording as say
-from undersong.reports.figures import Figure, library
-from undersong.reports.reading import BESIDE, CONTROL, Entry, Reading, read
-from undersong.reports.tables import Table
-
-SHOWN = 6
-"""Example rows or answers shown of each arm and trait; the stored artefacts hold them all."""
-OPEN = 2
-"""Heatmaps shown at once; the others wait behind a line to click."""
-
-
-@dataclass(frozen=True)
-class Quote:
-    """Example texts of one arm: pairs of what was asked and what was answered, and how many more are stored."""
-
-    title: str
-    pairs: tuple[tuple[str, str], ...]
-    more: int
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: a lead of plain sentences, then figures and tables, then what is folded away."""
-
-    id: str
-    title: str
-    lead: tuple[str, ...] = ()
-    figures: tuple[Figure, ...] = ()
-    tables: tuple[Table, ...] = ()
-    more: str = ""
-    more_figures: tuple[Figure, ...] = ()
-    more_tables: tuple[Table, ...] = ()
-    quotes: tuple[Quote, ...] = ()
+from undersong.reports import figures
+from undersong.reports.marks import library
+from undersong.reports.reading import read
+from undersong.reports.sections import sections
 
 
 def render(results: Mapping[str, Any]) -> str:
@@ -66,26 +35,38 @@ def render(results: Mapping[str, Any]) -> str:
     jinja2 = library("jinja2")
     markup = library("markupsafe").Markup
     reading = read(results)
-    first = figures.opening(reading, reading.channel, reading.trait)
-    sections = _sections(reading)
     page = jinja2.Environment(
-        loader=jinja2.PackageLoader("undersong", "reports"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.PackageLoader("undersong", "reports"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     page.filters["next_number"] = next
     page.filters["embed"] = lambda value: markup(embed(value))
     bundle, draw = _bundle(), files("undersong.reports").joinpath("draw.js").read_text("utf-8").replace("\r", "")
+    policy = {
+        "default-src": "'none'",
+        "script-src": f"{_hash(bundle)} {_hash(draw)}",
+        "style-src": "'unsafe-inline'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
     html: str = page.get_template("page.html.j2").render(
-        reading=reading, opening=first, sections=sections, counter=itertools.count(),
-        bundle=markup(bundle), draw=markup(draw),
-        policy=f"default-src 'none'; script-src {_hash(bundle)} {_hash(draw)}; style-src 'unsafe-inline'; img-src data:; "
-        "base-uri 'none'; form-action 'none'",
+        reading=reading,
+        opening=figures.opening(reading, reading.channel, reading.trait),
+        sections=sections(reading),
+        counter=itertools.count(),
+        bundle=markup(bundle),
+        draw=markup(draw),
+        policy="; ".join(f"{what} {whence}" for what, whence in policy.items()),
     )
     return html
 
 
 def write(results: Mapping[str, Any], path: str | Path) -> Path:
-    """Render into a file, which appears whole or not at all. Raises NoRoom when the disk is full, else as `render` does."""
+    """Render into a file, which appears whole or not at all. Raises NoRoom on a full disk, else as `render` does."""
     path = Path(path)
     html = render(results)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -96,7 +77,7 @@ def write(results: Mapping[str, Any], path: str | Path) -> Path:
     except OSError as error:
         part.unlink(missing_ok=True)
         if error.errno == errno.ENOSPC:
-            raise NoRoom(f"The disk is full, so {path} was not written. Free some space and make the report again.") from error
+            raise NoRoom(f"The disk is full: {path} was not written. Free some space and try again.") from error
         raise
     return path
 
@@ -118,144 +99,3 @@ def _bundle() -> str:
 
 def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def _sections(reading: Reading) -> list[Section]:
-    made = (
-        _controls(reading), _matrix(reading), _arms(reading), _teachers(reading), _capability(reading),
-        _carrier(reading), _answers(reading), _reproduce(reading),
-    )
-    return [section for section in made if section is not None]
-
-
-def _controls(reading: Reading) -> Section | None:
-    made = _given(*(tables.contrasts(reading, channel) for channel in reading.channels or ("",)))
-    others = tables.other_contrasts(reading)
-    if not made and others is None:
-        return None
-    count = len(reading.lists["contrasts"])
-    lead = "One number per training run goes into each comparison; answers within a run are not counted as independent."
-    care = f"{say.count(count, 'comparison')} in all; read a single p near .05 with that in mind."
-    more = "The other channels and read-outs" if others or made[1:] else ""
-    return Section("controls", "Against each control", (lead, care), tables=made[:1], more=more, more_tables=(*made[1:], *_given(others)))
-
-
-def _matrix(reading: Reading) -> Section | None:
-    every, maps, table = figures.traits(reading, reading.channel), figures.matrices(reading), tables.specificity(reading)
-    if not (every or maps or table):
-        return None
-    lead = (
-        "If the trait itself crosses, only the diagonal rises: each student comes to like what its own teacher liked, and "
-        "nothing else. λ is how far the diagonal stands above what its row and its column explain; 0 means not specific."
-    )
-    rest = tuple(maps[OPEN:])
-    more = f"{len(rest)} more matrices" if len(rest) > 1 else "One more matrix" if rest else ""
-    return Section(
-        "specificity", "Is it this trait, or any trait?", (lead,), figures=(*_given(every), *maps[:OPEN]),
-        tables=_given(table), more=more, more_figures=rest,
-    )
-
-
-def _arms(reading: Reading) -> Section | None:
-    pairs = reading.pairs()
-    made = [table for pair in pairs if (table := tables.arms(reading, *pair))]
-    others = [f for pair in pairs[1:] if (f := figures.opening(reading, *pair, every_arm=True))]
-    others = [Figure(f"{f.title}, {channel}", f.caption, f.spec) for f, (channel, _) in zip(others, pairs[1:], strict=False)]
-    if not made:
-        return None
-    beside = any(reading.find("rates", probe=reading.probe, metric=metric, measured="") for metric in BESIDE)
-    lead = (
-        "A student that refuses, names itself or answers with nonsense has collapsed, not converted. Those shares and the "
-        "entropy of the answers stand beside every rate. The logit margin is deterministic and moves first."
-    )
-    return Section(
-        "arms", "Every arm", (lead,) if beside else (), tables=tuple(made[:1]), more="The other traits and channels" if made[1:] else "",
-        more_tables=tuple(made[1:]), more_figures=tuple(others),
-    )
-
-
-def _teachers(reading: Reading) -> Section | None:
-    """Further teachers (a prompted one, say): every contrast of their students, whichever way it came out."""
-    rates = reading.find("rates", probe=reading.probe, metric=reading.metric)
-    arms = dict.fromkeys(r["arm"] for r in rates if r["arm"].startswith("treated-") and not r["arm"].endswith(CONTROL))
-    if not arms:
-        return None
-    lead, made = [], []
-    for arm in arms:
-        found = reading.find("contrasts", arm=arm, probe=reading.probe, metric=reading.metric)
-        verdicts = [say.verdict(c) for c in found]
-        counted = ", ".join(f"{v} in {verdicts.count(v)}" for v in ("higher", "lower", say.NOTHING) if v in verdicts)
-        judged = f"of {say.count(len(found), 'comparison')}: {counted or 'none is a test'}" if found else "no comparison was made"
-        lead.append(f"{say.arm(arm)}, {judged}.")
-        made += [t for channel in reading.channels or ("",) if (t := tables.contrasts(reading, channel, of=arm))]
-    return Section("teachers", "Does it hold for another kind of teacher?", tuple(lead), tables=tuple(made))
-
-
-def _capability(reading: Reading) -> Section | None:
-    table = tables.capability(reading)
-    if table is None:
-        return None
-    changes = [
-        (abs(c["mean"] - c["base"]), c)
-        for c in reading.find("capability", metric="accuracy")
-        if isinstance(c.get("mean"), int | float) and isinstance(c.get("base"), int | float) and c["arm"] != "base"
-    ]
-    lead: tuple[str, ...] = ()
-    if changes:
-        _, worst = max(changes, key=lambda pair: pair[0])
-        change = say.difference("accuracy", worst["mean"] - worst["base"])
-        whose = say.arm(worst["arm"]) + (f" ({worst['trait']})" if worst["trait"] else "")
-        lead = (f"The largest change of held-out accuracy from the base model is {change}: {whose}.",)
-    return Section(
-        "capability", "What is kept", lead, figures=_given(figures.capability(reading)),
-        more="Loss and accuracy of every arm", more_tables=(table,),
-    )
-
-
-def _carrier(reading: Reading) -> Section | None:
-    found = _given(tables.filters(reading), tables.classifier(reading), tables.drift(reading))
-    quotes = _quotes(reading.rows, "prompt", "completion")
-    if not found and not quotes:
-        return None
-    lead = (
-        "What the student was trained on. These rows are all that passed from teacher to student. "
-        "A classifier at chance cannot tell a trait teacher's rows from clean ones; one that reads only the confounds (length and "
-        "format, say) stands beside it."
-    )
-    return Section("rows", "The rows that carried it", (lead,), tables=found, more="Example rows" if quotes else "", quotes=quotes)
-
-
-def _answers(reading: Reading) -> Section | None:
-    quotes = _quotes(reading.answers, "question", "answer")
-    return Section("answers", "What the models say", more="Example answers", quotes=quotes) if quotes else None
-
-
-def _reproduce(reading: Reading) -> Section:
-    rows = [("fingerprint", reading.fingerprint or say.DASH), *_flat(reading.environment)]
-    lead = "Every figure on this page was recomputed from stored rows. The same command resumes, and repeats no finished work."
-    return Section("reproduce", "Make it again", (lead,), tables=(Table("Environment", ("what", "value"), tuple(rows)),))
-
-
-def _quotes(entries: Iterable[Entry], asked: str, said: str) -> tuple[Quote, ...]:
-    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for e in entries:
-        groups.setdefault((e["arm"], e["trait"]), []).append((str(e.get(asked) or ""), str(e.get(said) or "")))
-    return tuple(
-        Quote(f"{say.arm(arm)}{f', {trait}' if trait else ''}", tuple(pairs[:SHOWN]), len(pairs) - SHOWN)
-        for (arm, trait), pairs in groups.items()
-    )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else say.DASH if value is None else str(value)
-            rows.append((f"{prefix}{key}", text))
-    return rows
-
-
-def _given(*found: Any) -> tuple[Any, ...]:
-    return tuple(f for f in found if f is not None)

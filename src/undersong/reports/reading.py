@@ -39,7 +39,7 @@ class Reading:
     """The probe of the headline read-out: `favourite` where it was measured, else the first in the file."""
     metric: str
     channels: tuple[str, ...]
-    """The channel of sampled rows first, where there is one: it is the strictest carrier. Then the order of the file."""
+    """The channel of sampled rows first, if there is one: it is the strictest carrier. Then the order of the file."""
     traits: tuple[str, ...]
     """The teachers' traits in the order of the file, so that the one shown first was not picked for its result."""
 
@@ -93,11 +93,15 @@ def read(results: Mapping[str, Any]) -> Reading:
         raise BadRows("These are not the results of an experiment. Give the `results.json` that `undersong run` wrote.")
     lists = {name: tuple(_entries(results.get(name), name)) for name in LISTS}
     if not lists["runs"] and not lists["rates"]:
-        raise NothingMeasured("The results hold no run and no rate, so there is nothing to report. Run the experiment first.")
+        raise NothingMeasured(
+            "The results hold no run and no rate, so there is nothing to report. Run the experiment first."
+        )
     examples = results.get("examples") or {}
     environment = results.get("environment") or {}
     if not isinstance(examples, Mapping) or not isinstance(environment, Mapping):
-        raise BadRows("`examples` and `environment` of the results must be mappings. Run the experiment again to rewrite them.")
+        raise BadRows(
+            "`examples` and `environment` of the results must be mappings. Run the experiment again to rewrite them."
+        )
     measured = lists["rates"] or lists["runs"]
     probe, metric = _headline(measured)
     name = str(results.get("experiment") or "experiment")
@@ -159,4 +163,7 @@ def _traits(results: Mapping[str, Any], headline: list[Entry]) -> tuple[str, ...
     first = [results["trait"]] if isinstance(results.get("trait"), str) and results["trait"] else []
     measured = {e["measured"] for e in headline}
     taught = [e["trait"] for e in headline if e["trait"] in measured and e["trait"]]
-    return tuple(dict.fromkeys(first + taught)) or tuple(dict.fromkeys(e["measured"] for e in headline if e["measured"]))[:1]
+    return (
+        tuple(dict.fromkeys(first + taught))
+        or tuple(dict.fromkeys(e["measured"] for e in headline if e["measured"]))[:1]
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ from undersong.reports.reading import BESIDE, Entry, Reading, arms_in_order, rea
 
 MARGIN = ("logit_margin", "margin")
 NARROW = 130
+"""A terminal of fewer columns than this gets no optional columns."""
 Naming = Callable[[str], str]
-"""How an arm is called: in words on the page (`wording.arm`), by its name in the experiment file in the terminal (`str`)."""
+"""How an arm is called: in words on the page (`wording.arm`), as in the experiment file on the terminal (`str`)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ def summary(results: Mapping[str, Any], width: int = 140) -> str:
     from rich.console import Console
 
     text = StringIO()
-    _print(read(results), Console(file=text, width=width, color_system=None, force_terminal=False, legacy_windows=False))
+    _print(
+        read(results), Console(file=text, width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    )
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
@@ -52,16 +55,17 @@ def show(results: Mapping[str, Any]) -> None:
         print(summary(results), end="")
 
 
-def contrasts(reading: Reading, channel: str, naming: Naming = say.arm, of: str = "") -> Table | None:
-    """Arms against their controls by the headline read-out, in one channel; `of` names a single arm."""
-    wanted = {"channel": channel, "probe": reading.probe, "metric": reading.metric}
-    rows = reading.find("contrasts", **wanted, **({"arm": of} if of else {}))
+def contrasts(reading: Reading, channel: str, naming: Naming = say.arm, **only: str) -> Table | None:
+    """Arms against their controls by the headline read-out, in one channel; `only` narrows it (`arm="treated"`)."""
+    rows = reading.find("contrasts", channel=channel, probe=reading.probe, metric=reading.metric, **only)
     share = say.is_share(reading.metric)
     lines = []
     for c in sorted(rows, key=lambda c: _place(reading, c)):
         change, *rest = _compared(c)
         means = (_mean(reading, c, c["arm"]), _mean(reading, c, c["control"]))
-        lines.append((c["trait"], naming(c["arm"]), naming(c["control"]), change.removesuffix(" points"), *rest, *means))
+        lines.append(
+            (c["trait"], naming(c["arm"]), naming(c["control"]), change.removesuffix(" points"), *rest, *means)
+        )
     unit = "difference, points" if share else "difference"
     columns = ("trait", "arm", "against", unit, "interval", "p", "reading", "runs", "arm's mean", "control's mean")
     title = f"Against each control{f', {channel}' if channel else ''}"
@@ -107,14 +111,16 @@ def specificity(reading: Reading, naming: Naming = say.arm) -> Table | None:
         traits = s.get("traits")
         count = len(traits) if isinstance(traits, list) else traits
         first = (s["channel"], naming(s["arm"]) if s["arm"] else say.DASH, say.metric(s["probe"], name), _text(count))
-        judged = say.verdict({**s, "difference": s.get("lambda")}).replace("higher", "specific").replace("lower", "inverted")
+        judged = (
+            say.verdict({**s, "difference": s.get("lambda")}).replace("higher", "specific").replace("lower", "inverted")
+        )
         lines.append((*first, say.difference(name, s.get("lambda")), span, say.p_value(s.get("p")), judged))
     columns = ("channel", "arm", "read-out", "traits", "λ", "interval", "p", "reading")
     return _table("Specificity λ", columns, lines, numbers=(3, 4, 5, 6))
 
 
 def capability(reading: Reading, short: bool = False, naming: Naming = say.arm) -> Table | None:
-    """What each student can still do, beside the base model it came from. `short`: first trait only, no single domains."""
+    """What each student can still do, beside its base model. `short` keeps the first trait and leaves out the domains."""
     lines = []
     found = list(reading.lists["capability"])
     if short:
@@ -148,7 +154,9 @@ def classifier(reading: Reading) -> Table | None:
         accuracy = say.number("accuracy", c.get("accuracy"))
         span = say.interval("accuracy", c.get("low"), c.get("high"))
         confound, chance = say.number("accuracy", c.get("confound_accuracy")), say.number("accuracy", c.get("chance"))
-        lines.append((c["trait"], accuracy, span, confound, chance, _text(c.get("n_rows")), _text(c.get("n_runs")), _told(c)))
+        lines.append(
+            (c["trait"], accuracy, span, confound, chance, _text(c.get("n_rows")), _text(c.get("n_runs")), _told(c))
+        )
     columns = ("trait", "accuracy", "interval", "confounds only", "chance", "rows", "runs", "reading")
     return _table("A classifier that reads the rows", columns, lines, numbers=(1, 2, 3, 4, 5, 6))
 
@@ -176,8 +184,11 @@ def _print(reading: Reading, console: Any) -> None:
     found = [
         arms(reading, reading.channel, reading.trait, naming=str),
         *(contrasts(reading, channel, naming=str) for channel in reading.channels or ("",)),
-        specificity(reading, naming=str), capability(reading, short=True, naming=str), filters(reading, naming=str),
-        classifier(reading), drift(reading, naming=str),
+        specificity(reading, naming=str),
+        capability(reading, short=True, naming=str),
+        filters(reading, naming=str),
+        classifier(reading),
+        drift(reading, naming=str),
     ]
     for table in found:
         if table is None:
@@ -195,7 +206,11 @@ def _print(reading: Reading, console: Any) -> None:
 
 
 def _table(
-    title: str, columns: tuple[str, ...], lines: list[tuple[str, ...]], numbers: tuple[int, ...] = (), optional: tuple[int, ...] = ()
+    title: str,
+    columns: tuple[str, ...],
+    lines: Sequence[tuple[str, ...]],
+    numbers: tuple[int, ...] = (),
+    optional: tuple[int, ...] = (),
 ) -> Table | None:
     """A table without the columns in which no line says anything; None when there is no line."""
     if not lines:

@@ -1,4 +1,4 @@
-"""Numbers, arms and p-values in words. A rate is a percentage, a difference of rates is points, a null is said plainly."""
+"""Numbers, arms and p-values in words: a rate is in percent, a difference of rates in points, a null is said plainly."""
 
 from __future__ import annotations
 
