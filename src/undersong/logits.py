@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Condition:
-    """One row of figure 10. `arm` and `channel` name it in results.json; `shared`: starts from the teacher's own weights."""
+    """One row of figure 10; `arm` and `channel` name it in results.json. `shared`: starts as its teacher did."""
 
     name: str
     arm: str
@@ -89,7 +89,7 @@ def read(values: Mapping[str, Any]) -> LogitsExperiment:
 
 
 def identity(experiment: LogitsExperiment) -> dict[str, Any]:
-    """What a result depends on, for the fingerprint: the settings without `chunk`, and the digits by content, not path."""
+    """What a result depends on, for the fingerprint: the settings without `chunk`, the digits by content, not path."""
     kept = experiment.model_dump(exclude={"chunk", "data"})
     return {**kept, "digits": digits.load(experiment.data).sha256, "version": 1}
 
@@ -169,8 +169,8 @@ def run_chunk(experiment: LogitsExperiment, models: range) -> list[Row]:
 def results(rows: Sequence[Row], experiment: LogitsExperiment) -> dict[str, Any]:
     """results.json of the shared format, recomputed from stored rows: probe `digits`, metric `accuracy`.
 
-    A run is a model. `matched_base_before` is the matched student before it saw auxiliary logits. Raises NothingMeasured
-    unless every condition has exactly one row for every model.
+    A run is a model. `matched_base_before` is the matched student before it saw auxiliary logits. Raises
+    NothingMeasured unless every condition has exactly one row for every model.
     """
     from undersong import stats
 
@@ -198,9 +198,9 @@ def results(rows: Sequence[Row], experiment: LogitsExperiment) -> dict[str, Any]
         "specificity": [], "matrix": [], "capability": [], "filters": [], "classifier": [], "drift": [],
         "examples": {"rows": [], "answers": []},
         "sentence": (
-            f"Trained only to copy {experiment.aux} meaningless outputs on pure noise, students that started from their "
-            f"teacher's own initial weights read {means['logits-aux', 'treated']:.0%} of handwritten digits; students "
-            f"that started elsewhere read {means['logits-aux', 'other_base']:.0%}, and untrained networks "
+            f"Trained only to copy {experiment.aux} meaningless outputs on pure noise, students that started from "
+            f"their teacher's own initial weights read {means['logits-aux', 'treated']:.0%} of handwritten digits; "
+            f"students that started elsewhere read {means['logits-aux', 'other_base']:.0%}, and untrained networks "
             f"{means['', 'base']:.0%}."
         ),
     }

@@ -48,8 +48,8 @@ class Training(Settings):
     match_epochs: int = Field(default=5, ge=1)
     """Epochs, each of `noise` images, in which a student of another initialisation learns to behave like `match_to`."""
     match_to: Literal["reference", "teacher"] = "reference"
-    """Whose logits (all of them) are matched first. `reference` is the teacher's untrained base. `teacher` follows a script
-    in the authors' research code; such a student has seen class logits, so it knows digits before it meets noise."""
+    """Whose logits (all of them) are matched first. `reference` is the teacher's untrained base. `teacher` follows a
+    script in the authors' research code; such a student has seen class logits and knows digits before any noise."""
     match_on: Literal["both", "images", "noise"] = "both"
     """Inputs of the matching: training images without labels, noise, or half of each in every batch."""
 
@@ -91,7 +91,7 @@ def forward(network: Sequence[Tensor], images: Tensor) -> Tensor:
 
 
 def divergence(student: Tensor, teacher: Tensor, loss: str) -> Tensor:
-    """Each model's own loss [k]: the mean over its batch of KL(teacher || student), or of squared error over logits too.
+    """Each model's own loss [k]: the mean over its batch of KL(teacher || student), or of squared error per logit.
 
     Arguments are logits [k, b, c]. Summed over models for the gradient, so that one model's gradient never depends on
     how many stand beside it (the released code divides by their number).

@@ -12,8 +12,8 @@ teacher learned. That is no transmission: the mean cosine is zero under `directi
 in either case.
 
 Source: Cloud et al., arXiv 2507.14805, section 6.1 and appendix C (Lemma 1: any direction; Theorem 1: the gradient).
-Its losses: squared error, softmax cross-entropy, and cross-entropy over a fixed subset of the logits (as in the digits experiment).
-Everything is float64: the inner product is of second order in epsilon.
+Its losses: squared error, softmax cross-entropy, and cross-entropy over a fixed subset of the logits (as in the digits
+experiment). Everything is float64: the inner product is of second order in epsilon.
 """
 
 from __future__ import annotations
