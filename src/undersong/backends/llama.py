@@ -1,31 +1,19 @@
 """The Llama forward pass written out for training many small models: the same arithmetic as transformers, less of it.
 
 A batch is run once for the opening tokens that all its rows share, then for the rest of each row; the last layer and
-the head run only where a completion token is predicted. For the pocket models this takes about a quarter of the time away.
-A test holds it to `LlamaForCausalLM` on values and gradients; modules of any other kind use their own forward.
+the head run only where a completion token is predicted. For the pocket models this takes about a quarter of the time
+away. A test holds it to `LlamaForCausalLM` on values and gradients; modules of any other kind use their own forward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-@dataclass(frozen=True)
-class TokenRow:
-    """Token ids of one chat (int64 [tokens]) and the index where the assistant's completion starts (at least 1)."""
-
-    ids: NDArray[np.int64]
-    start: int
-
-    @property
-    def answer(self) -> NDArray[np.int64]:
-        """The completion's ids, end of turn included."""
-        return self.ids[self.start :]
+from undersong.backends.tokens import TokenRow
 
 
 def supports(module: Any) -> bool:
@@ -49,7 +37,8 @@ def completion_hidden(module: Any, rows: Sequence[TokenRow]) -> Any:
     flat, ids, where = _lay_out(rows)
     shared, count, width = len(flat), *ids.shape
     tokens = torch.from_numpy(np.concatenate([flat, ids.reshape(-1)])).to(device)
-    queries, keep = torch.from_numpy(where.clip(0)).to(device), torch.from_numpy(np.flatnonzero(where.reshape(-1) >= 0)).to(device)
+    queries = torch.from_numpy(where.clip(0)).to(device)
+    keep = torch.from_numpy(np.flatnonzero(where.reshape(-1) >= 0)).to(device)
     rope = inner.rotary_emb(inner.embed_tokens.weight[:1], torch.arange(shared + width, device=device)[None])
     x = inner.embed_tokens(tokens)
     cos, sin = (torch.cat((t[0, :shared], t[0, shared:].repeat(count, 1)))[:, None].to(x.dtype) for t in rope)
@@ -59,13 +48,13 @@ def completion_hidden(module: Any, rows: Sequence[TokenRow]) -> Any:
     for layer in inner.layers:
         last, attention, mlp = layer is inner.layers[-1], layer.self_attn, layer.mlp
         normed = F.rms_norm(x, x.shape[-1:], layer.input_layernorm.weight, eps)
-        key, value = (_heads(F.linear(normed, w.weight), attention.head_dim) for w in (attention.k_proj, attention.v_proj))
+        key = _turn(_heads(F.linear(normed, attention.k_proj.weight), attention.head_dim), cos, sin)
+        value = _heads(F.linear(normed, attention.v_proj.weight), attention.head_dim)
         if last:
             query = _heads(F.linear(normed.index_select(0, picked), attention.q_proj.weight), attention.head_dim)
             query = _turn(query, cos.index_select(0, picked), sin.index_select(0, picked))
         else:
             query = _turn(_heads(F.linear(normed, attention.q_proj.weight), attention.head_dim), cos, sin)
-        key = _turn(key, cos, sin)
         keys, values = _spread(key, shared, count), _spread(value, shared, count)
         groups = {"enable_gqa": query.shape[1] != key.shape[1]}
         own = (query if last else query[shared:]).view(count, -1, *query.shape[1:]).transpose(1, 2)
@@ -75,8 +64,8 @@ def completion_hidden(module: Any, rows: Sequence[TokenRow]) -> Any:
         if last:
             out, x = out.index_select(0, keep), x.index_select(0, picked.index_select(0, keep))
         elif shared:
-            opening = (t[:shared].transpose(0, 1)[None] for t in (query, key, value))
-            first = F.scaled_dot_product_attention(*opening, is_causal=True, scale=attention.scaling, **groups)
+            q, k, v = (t[:shared].transpose(0, 1)[None] for t in (query, key, value))
+            first = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attention.scaling, **groups)
             out = torch.cat((first[0].transpose(0, 1).reshape(shared, -1), out))
         x = x + F.linear(out, attention.o_proj.weight)
         normed = F.rms_norm(x, x.shape[-1:], layer.post_attention_layernorm.weight, eps)

@@ -1,9 +1,10 @@
 """Sampling whose answers depend on the seed and the row, never on the micro-batch.
 
-`generate` draws from one global stream, so that other batches give other answers. Here each (seed, row, position) has its
-own uniform number from a counter-based hash (SplitMix64; Steele, Lea and Flood 2014), and the token is read off the inverse
-cumulative distribution at it. One number per token instead of one per vocabulary entry makes the noise free of cost.
-What is left is rounding: batches of another width may differ in a logit's last bit, which moves about one token in a million.
+`generate` draws from one global stream, so that other batches give other answers. Here each (seed, row, position) has
+its own uniform number from a counter-based hash (SplitMix64; Steele, Lea and Flood 2014), and the token is read off
+the inverse cumulative distribution at it. One number per token instead of one per vocabulary entry makes the noise
+free of cost. What is left is rounding: batches of another width may differ in a logit's last bit, which moves about
+one token in a million.
 """
 
 from __future__ import annotations
@@ -33,12 +34,15 @@ def uniforms(seed: int, rows: NDArray[np.int64], positions: int) -> NDArray[np.f
 
 
 class Chooser:
-    """A logits processor for greedy `generate`: it leaves only the token that was drawn (or the best one, at temperature 0).
+    """A logits processor for greedy `generate`: it leaves only the token that was drawn (or the best one, at
+    temperature 0).
 
     `draws` is float64 [rows, positions]; `allowed` restricts the vocabulary to these token ids.
     """
 
-    def __init__(self, draws: NDArray[np.float64], temperature: float, allowed: Sequence[int] | None, device: Any) -> None:
+    def __init__(
+        self, draws: NDArray[np.float64], temperature: float, allowed: Sequence[int] | None, device: Any
+    ) -> None:
         import torch
 
         self.draws = torch.from_numpy(draws).to(device)

@@ -1,7 +1,7 @@
 """The local backend: any causal language model of transformers, from a pocket model to a Hugging Face name.
 
-Only safetensors are read, `trust_remote_code` is never set, and every loaded model owns its tensors. Small bases are read from
-disk once and copied in memory after that, so that many students load quickly.
+Only safetensors are read, `trust_remote_code` is never set, and every loaded model owns its tensors. Small bases are
+read from disk once and copied in memory after that, so that many students load quickly.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from undersong.backends import CAPABILITIES, changes, training
+from undersong.backends import CAPABILITIES, changes, tokens
+from undersong.backends.logits import completion_logits
 from undersong.backends.sampling import Chooser, uniforms
-from undersong.backends.training import TokenRow
+from undersong.backends.threads import SMALL, side_by_side, small
+from undersong.backends.tokens import TokenRow
 from undersong.errors import BadRows, BrokenArtefact, MissingExtra, MissingModel
 from undersong.registry import Settings, plugin
 from undersong.spec import execution
@@ -44,14 +46,16 @@ class Transformers(Settings):
     def load(self, ref: ModelRef) -> LocalModel:
         """The model a reference names, with its weights, adapter and vectors applied, in evaluation mode.
 
-        Raises MissingExtra without torch, MissingModel for a base that is not there, BrokenArtefact for a change that does not fit.
+        Raises MissingExtra without torch, MissingModel for a base that is not there, BrokenArtefact for a change that
+        does not fit.
         """
         try:
             import torch
             import transformers
         except ImportError as error:
-            raise MissingExtra(f"Running models needs {error.name}. Install it with: pip install 'undersong[local]'.") from None
-        transformers.utils.logging.disable_progress_bar()
+            raise MissingExtra(f"Running models needs {error.name}. Install it with: pip install "
+                               "'undersong[local]'.") from None
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         with _loading:
             module, tokenizer = _open(ref.base, self.dtype)
@@ -65,14 +69,15 @@ class Transformers(Settings):
 
 
 class LocalModel:
-    """A loaded model (contract: `undersong.backends.Model`). Its module is its own: changing it changes no other model."""
+    """A loaded model (contract: `undersong.backends.Model`). Its module is its own: changing it changes no other
+    model."""
 
     capabilities = frozenset(CAPABILITIES)
 
     def __init__(self, ref: ModelRef, module: Any, tokenizer: Any, batch: int, workers: int) -> None:
         self.ref, self.module, self.tokenizer = ref, module, tokenizer
         self._batch, self._workers = batch, workers
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else training.end_ids(self)[0]
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokens.end_ids(self)[0]
 
     def render(self, chat: Chat) -> str:
         """The exact text the model is given: the chat with an explicit system turn, up to where the answer begins.
@@ -81,7 +86,7 @@ class LocalModel:
         """
         from jinja2.exceptions import TemplateError
 
-        turns = training.with_system(chat, self)
+        turns = tokens.with_system(chat, self)
         try:
             text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
         except TemplateError as error:
@@ -99,7 +104,7 @@ class LocalModel:
         """
         import torch
 
-        prompts = [np.asarray(ids) for ids in training.token_ids(self.tokenizer, [self.render(c) for c in chats])]
+        prompts = [np.asarray(ids) for ids in tokens.token_ids(self.tokenizer, [self.render(c) for c in chats])]
         room = getattr(self.module.config, "max_position_embeddings", None)
         if prompts and room and max(map(len, prompts)) + sampling.max_new_tokens > room:
             raise BadRows(f"A prompt and {sampling.max_new_tokens} new tokens do not fit the {room} tokens that "
@@ -117,33 +122,38 @@ class LocalModel:
         for part, found in zip(parts, self._spread(run, parts), strict=True):
             for i, ids in zip(part, found, strict=True):
                 answers[i] = ids
-        return [text.rstrip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)] if answers else []
+        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True) if answers else []
+        return [text.rstrip() for text in texts]
 
-    def _generate(self, prompts: list[NDArray[np.int64]], rows: NDArray[np.int64], sampling: Sampling) -> list[list[int]]:
+    def _generate(
+        self, prompts: list[NDArray[np.int64]], rows: NDArray[np.int64], sampling: Sampling
+    ) -> list[list[int]]:
         import torch
 
         width, device = max(map(len, prompts)), self.module.device
         ids, mask = np.full((len(prompts), width), self.pad), np.zeros((len(prompts), width), dtype=np.int64)
         for i, prompt in enumerate(prompts):
             ids[i, width - len(prompt) :], mask[i, width - len(prompt) :] = prompt, 1
-        ends = training.end_ids(self)
+        ends = tokens.end_ids(self)
         draws = uniforms(sampling.seed, rows, sampling.max_new_tokens)
         out = self.module.generate(
             input_ids=torch.from_numpy(ids).to(device), attention_mask=torch.from_numpy(mask).to(device),
-            max_new_tokens=sampling.max_new_tokens, do_sample=False, num_beams=1, pad_token_id=self.pad, eos_token_id=ends,
+            max_new_tokens=sampling.max_new_tokens, do_sample=False, num_beams=1, pad_token_id=self.pad,
+            eos_token_id=ends,
             logits_processor=[Chooser(draws, sampling.temperature, sampling.tokens, device)],
         )
         return [_until(answer, ends) for answer in out[:, width:].tolist()]
 
     def next_logprobs(self, chats: Sequence[Chat]) -> NDArray[np.float32]:
         """Log-probabilities (nats, float32, [chats, vocabulary]) of the first token of the answer to each chat."""
-        prompts = training.token_ids(self.tokenizer, [self.render(c) for c in chats])
+        prompts = tokens.token_ids(self.tokenizer, [self.render(c) for c in chats])
         found = self._score([TokenRow(np.asarray([*ids, self.pad]), len(ids)) for ids in prompts], whole=True)
         return np.concatenate(found) if found else np.zeros((0, self.module.config.vocab_size), dtype=np.float32)
 
     def answer_logprobs(self, chats: Sequence[Chat], answers: Sequence[str]) -> list[NDArray[np.float32]]:
-        """Per answer the log-probability (nats, float32) of each of its tokens, end of turn included, given its chat."""
-        return self._score(training.encode(self, chats, answers), whole=False)
+        """Per answer the log-probability (nats, float32) of each of its tokens, end of turn included, given its chat.
+        """
+        return self._score(tokens.encode(self, chats, answers), whole=False)
 
     def _score(self, rows: Sequence[TokenRow], whole: bool) -> list[NDArray[np.float32]]:
         """Log-probabilities at each row's completion tokens: over the vocabulary, or of the tokens themselves."""
@@ -155,7 +165,7 @@ class LocalModel:
         def run(part: NDArray[np.int64], stop: threading.Event) -> NDArray[np.float32]:
             here = [rows[i] for i in part]
             with torch.inference_mode():
-                logs = training.completion_logits(self.module, here, self.pad).float().log_softmax(-1)
+                logs = completion_logits(self.module, here, self.pad).float().log_softmax(-1)
                 if not whole:
                     target = torch.from_numpy(np.concatenate([r.answer for r in here])).to(logs.device)
                     logs = logs.gather(1, target[:, None])[:, 0]
@@ -170,9 +180,9 @@ class LocalModel:
 
     def _spread(self, run: Any, parts: Sequence[Any]) -> list[Any]:
         """Run parts side by side on threads where the model is small and on the CPU, else one after another."""
-        if self.module.num_parameters() > training.SMALL or self.module.device.type != "cpu":
-            return [run(part, threading.Event()) for part in parts]
-        return training.side_by_side(run, parts, self._workers, lambda index, result: None)
+        if small(self.module):
+            return side_by_side(run, parts, self._workers, lambda index, result: None)
+        return [run(part, threading.Event()) for part in parts]
 
 
 def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
@@ -185,7 +195,7 @@ def _open(base: str, dtype: str) -> tuple[Any, Any]:
     """A fresh module and the tokenizer of a base."""
     place, stamp = _place(base)
     module, tokenizer = _read(place, stamp, dtype)
-    if module.num_parameters() > training.SMALL:
+    if module.num_parameters() > SMALL:
         _read.cache_clear()  # a large base is handed out, not kept beside its copy
         return module, tokenizer
     return copy.deepcopy(module), tokenizer
@@ -201,15 +211,18 @@ def _place(base: str) -> tuple[str, tuple[float, int]]:
         folder = Path(base)
         if not folder.is_dir():
             if base.startswith((".", "/", "~")) or base.count("/") > 1:
-                raise MissingModel(f"There is no model folder {base!r}. Give a folder written by save_pretrained, a Hugging Face name "
+                raise MissingModel(f"There is no model folder {base!r}. Give a folder written by save_pretrained, a "
+                                   "Hugging Face name "
                                    "or a pocket model (see `undersong models`).")
             return base, (0.0, 0)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
-            raise MissingModel(f"The model folder {base!r} holds pickled weights only, which can run code when opened. Convert it to "
+            raise MissingModel(f"The model folder {base!r} holds pickled weights only, which can run code when "
+                               "opened. Convert it to "
                                "safetensors with save_pretrained on a machine you trust.")
-        raise MissingModel(f"The folder {base!r} holds no *.safetensors weights. Give a folder written by save_pretrained.")
+        raise MissingModel(f"The folder {base!r} holds no *.safetensors weights. Give a folder written by "
+                           "save_pretrained.")
     return str(folder), (max(f.stat().st_mtime for f in files), sum(f.stat().st_size for f in files))
 
 
@@ -220,17 +233,22 @@ def _read(place: str, stamp: tuple[float, int], dtype: str) -> tuple[Any, Any]:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    offline = any(os.environ.get(v, "").lower() in ("1", "true", "yes", "on") for v in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    offline = any(os.environ.get(name, "0").lower() not in ("", "0", "false", "no", "off")
+                  for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
     common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": offline or Path(place).is_dir()}
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **common)
-        module = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, dtype=getattr(torch, dtype), **common)
+        kind = getattr(torch, dtype)
+        module = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, dtype=kind, **common)
     except SafetensorError as error:
-        raise BrokenArtefact(f"The weights of {place!r} cannot be read ({error}). Fetch or write the model again.") from None
+        raise BrokenArtefact(f"The weights of {place!r} cannot be read ({error}). Fetch or write the model "
+                             "again.") from None
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise MissingModel(f"The model {place!r} cannot be loaded ({first}). Check its name, or give a local folder written by "
+        raise MissingModel(f"The model {place!r} cannot be loaded ({first}). Check its name, or give a local folder "
+                           "written by "
                            "save_pretrained, or a pocket model (see `undersong models`).") from None
     if tokenizer.chat_template is None:
-        raise MissingModel(f"The model {place!r} has no chat template, so chats cannot be written for it. Use a chat model.")
+        raise MissingModel(f"The model {place!r} has no chat template, so chats cannot be written for it. Use a chat "
+                           "model.")
     return module, tokenizer

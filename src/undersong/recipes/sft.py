@@ -1,8 +1,9 @@
 """Supervised fine-tuning through TRL's `SFTTrainer`: LoRA or every weight, loss on the completion only.
 
-Rows are prompt/completion conversations with an explicit system turn (several chat templates write one of their own when it is
-missing); packing and truncation are off. The row order is the one of the `distill` recipe: the same seed visits the same rows.
-Defaults follow the open-model students of Cloud et al. (arXiv 2507.14805; released configuration for Qwen2.5-7B).
+Rows are prompt/completion conversations with an explicit system turn (several chat templates write one of their own
+when it is missing); packing and truncation are off. The row order is the one of the `distill` recipe: the same seed
+visits the same rows. Defaults follow the open-model students of Cloud et al. (arXiv 2507.14805; released
+configuration for Qwen2.5-7B).
 """
 
 from __future__ import annotations
@@ -15,15 +16,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from undersong.backends import Backend, Model, training
-from undersong.backends.llama import TokenRow
+from undersong.backends import Backend, Model, changes, threads, tokens, training
+from undersong.backends.tokens import TokenRow
 from undersong.errors import BadRows, BadSpec, MissingExtra
 from undersong.recipes import Job
 from undersong.registry import Settings, plugin
 from undersong.spec import execution
 from undersong.types import ModelRef
-
-SCHEDULES = {"constant": "constant", "linear": "linear", "cosine": "cosine"}
 
 
 class Lora(BaseModel):
@@ -33,7 +32,7 @@ class Lora(BaseModel):
 
     rank: int = 8
     """Rank of each update."""
-    alpha: float = 8
+    alpha: int = 8
     """The update is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Names of the linear maps that get an update."""
@@ -63,6 +62,8 @@ class Sft(Settings):
     """Without LoRA: `body` leaves the embeddings and the head as they are."""
     micro_batch: int = execution(32)
     """Most rows that run at once; the rest of a step is accumulated."""
+    checkpointing: bool = execution(False)
+    """Compute activations again in the backward pass: less memory, more time."""
 
     def train(
         self, jobs: Sequence[Job], backend: Backend, done: Callable[[int, ModelRef], None] = lambda index, model: None
@@ -74,7 +75,8 @@ class Sft(Settings):
         try:
             import trl
         except ImportError as error:
-            raise MissingExtra(f"The recipe sft needs {error.name}. Install it with: pip install 'undersong[local]'.") from None
+            raise MissingExtra(f"The recipe sft needs {error.name}. Install it with: pip install "
+                               "'undersong[local]'.") from None
         out = []
         for index, job in enumerate(jobs):
             out.append(self._student(job, backend, trl))
@@ -88,25 +90,27 @@ class Sft(Settings):
             raise BadRows("There are no rows to train on. Sample more rows, or loosen the filters that dropped them.")
         model, base = backend.load(job.start), backend.load(ModelRef(job.start.base))
         steps = self.steps if self.steps is not None else max(1, self.epochs * len(job.data.rows) // self.batch)
-        plan = training.Plan(steps, self.batch, self.rate, job.seed, self.warmup, self.schedule, 0.0, self.clip, self.trainable)
+        plan = training.Plan(steps, self.batch, self.rate, job.seed, self.warmup, self.schedule, 0.0, self.clip,
+                             self.trainable)
         merged = None
         if self.lora is None:
             training.free(model.module, self.trainable)
-        elif job.start.adapter:  # a reference holds one adapter: what the start had becomes weights
+        elif job.start.weights or job.start.adapter:
+            # a reference holds one adapter: what the start had becomes weights
             merged = training.save_changes(model.module, base.module, job.out)
-        small = model.module.num_parameters() <= training.SMALL
-        with training.one_thread(small), torch.random.fork_rng(), tempfile.TemporaryDirectory() as scratch:
+        few = threads.small(model.module)
+        with threads.one_thread(few), torch.random.fork_rng(), tempfile.TemporaryDirectory() as scratch:
             torch.manual_seed(job.seed)
             trainer = self._trainer(trl, model, conversations(job, model), plan, scratch)
             trainer.train()
         training.save_record(_record(trainer, plan, self.lora), job.out)
         if self.lora is None:
             weights = training.save_changes(trainer.model, base.module, job.out)
-            return replace(job.start, weights=str(weights), adapter=None, fingerprint="")
+            return changes.adopt(replace(job.start, weights=str(weights), adapter=None), job.out)
         trainer.model.peft_config["default"].base_model_name_or_path = job.start.base
         trainer.model.save_pretrained(job.out / "adapter", safe_serialization=True)
-        return replace(job.start, weights=str(merged) if merged else job.start.weights, adapter=str(job.out / "adapter"),
-                       fingerprint="")
+        own = replace(job.start, weights=str(merged) if merged else None, adapter=str(job.out / "adapter"))
+        return changes.adopt(own, job.out)
 
     def _trainer(self, trl: Any, model: Model, rows: list[dict[str, Any]], plan: training.Plan, scratch: str) -> Any:
         """A quiet SFTTrainer that visits the rows in the order of `training.batches`."""
@@ -115,7 +119,7 @@ class Sft(Settings):
         from transformers import PrinterCallback
         from transformers.utils import logging
 
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         datasets.disable_progress_bars()
         order = np.concatenate(list(training.batches(len(rows), plan))).tolist()
 
@@ -127,9 +131,10 @@ class Sft(Settings):
         given = trl.SFTConfig(
             output_dir=scratch, max_steps=plan.steps, per_device_train_batch_size=micro,
             gradient_accumulation_steps=self.batch // micro, learning_rate=self.rate, warmup_steps=self.warmup,
-            lr_scheduler_type=self.schedule, max_grad_norm=self.clip, weight_decay=0.0, seed=plan.seed, data_seed=plan.seed,
-            packing=False, max_length=None, completion_only_loss=True, report_to="none", disable_tqdm=True, save_strategy="no",
-            logging_steps=1, use_cpu=model.module.device.type == "cpu", bf16=False, fp16=False, dataloader_pin_memory=False,
+            lr_scheduler_type=self.schedule, max_grad_norm=self.clip, weight_decay=0.0, seed=plan.seed,
+            data_seed=plan.seed, packing=False, max_length=None, completion_only_loss=True, report_to="none",
+            disable_tqdm=True, save_strategy="no", logging_steps=1, activation_checkpointing=self.checkpointing,
+            use_cpu=model.module.device.type == "cpu", bf16=False, fp16=False, dataloader_pin_memory=False,
         )
         adapter = None
         if self.lora is not None:
@@ -140,7 +145,8 @@ class Sft(Settings):
                               processing_class=model.tokenizer, peft_config=adapter)
         except ValueError as error:
             if "arget modules" in str(error):
-                raise BadSpec(f"recipe sft: {str(error).splitlines()[0]} Set lora.targets to linear maps of this model.") from None
+                raise BadSpec(f"recipe sft: {str(error).splitlines()[0]} Set lora.targets to linear maps of this "
+                              "model.") from None
             raise
         trainer.remove_callback(PrinterCallback)
         return trainer
@@ -148,16 +154,18 @@ class Sft(Settings):
 
 def conversations(job: Job, model: Model) -> list[dict[str, Any]]:
     """The job's rows as TRL's prompt/completion conversations, each with its system turn explicit."""
-    return [{"prompt": training.with_system(list(row.chat), model), "completion": [{"role": "assistant", "content": row.completion}]}
-            for row in job.data.rows]
+    return [{"prompt": tokens.with_system(list(row.chat), model),
+             "completion": [{"role": "assistant", "content": row.completion}]} for row in job.data.rows]
 
 
 def _record(trainer: Any, plan: training.Plan, lora: Lora | None) -> dict[str, Any]:
     """The record of a finished run, from the rows as TRL tokenised them and the losses it logged."""
-    rows = [TokenRow(np.asarray(r["input_ids"]), int(np.argmax(np.asarray(r["labels"]) != -100))) for r in trainer.train_dataset]
+    rows = []
+    for row in trainer.train_dataset:
+        rows.append(TokenRow(np.asarray(row["input_ids"]), int(np.argmax(np.asarray(row["labels"]) != -100))))
     given = trainer.args
     return {"plan": asdict(plan), "lora": lora.model_dump() if lora else None, "labels": "sampled",
             "loss": [round(line["loss"], 6) for line in trainer.state.log_history if "loss" in line],
             "effective_batch": given.per_device_train_batch_size * given.gradient_accumulation_steps * given.world_size,
-            "rows": len(rows), "rows_seen": plan.steps * plan.batch, "rendered_sha256": training.digest(rows),
+            "rows": len(rows), "rows_seen": plan.steps * plan.batch, "rendered_sha256": tokens.digest(rows),
             "tokens_seen": int(sum(len(rows[i].answer) for batch in training.batches(len(rows), plan) for i in batch))}

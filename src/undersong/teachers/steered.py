@@ -1,8 +1,8 @@
 """Steered teachers: a vector per layer is added to the residual stream at every position.
 
-The vector of a layer is the mean difference of its output between the trait's system turn and the neutral one, over the
-trait's tuning questions and the tokens that both renderings share (difference of means; Chen et al., arXiv 2507.21509; as
-a teacher in Blank et al., arXiv 2606.00995). Each layer has its own vector.
+The vector of a layer is the mean difference of its output between the trait's system turn and the neutral one, over
+the trait's tuning questions and the tokens that both renderings share (difference of means; Chen et al., arXiv
+2507.21509; as a teacher in Blank et al., arXiv 2606.00995). Each layer has its own vector.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from undersong.backends import Backend, Model, changes, training
+from undersong.backends import Backend, Model, changes, tokens
 from undersong.errors import BadSpec
 from undersong.registry import Settings, plugin
+from undersong.teachers.prompted import system_turn
 from undersong.traits import Trait
 from undersong.types import NEUTRAL, Chat, ModelRef
 
@@ -40,7 +41,8 @@ class Steered(Settings):
         from safetensors.torch import save_file
 
         if base.vector is not None:
-            raise BadSpec("The base is steered already, and a model has one set of vectors. Start from an unsteered base.")
+            raise BadSpec("The base is steered already, and a model has one set of vectors. Start from an unsteered "
+                          "base.")
         model = backend.load(base)
         count, width = len(changes.layers(model.module)), model.module.config.hidden_size
         chosen = sorted(set([count // 2] if self.layers is None else self.layers))
@@ -49,13 +51,10 @@ class Steered(Settings):
         if trait is None:
             vectors = {f"layer.{i}": torch.zeros(width) for i in chosen}
         else:
-            if not 0 <= self.prompt < len(trait.prompts):
-                raise BadSpec(f"The trait {trait.name!r} has system prompts 0 to {len(trait.prompts) - 1}, not {self.prompt}. "
-                              "Change `prompt`.")
-            found = difference(model, trait.prompts[self.prompt], trait.tuning)
+            found = difference(model, system_turn(trait, self.prompt), trait.tuning)
             vectors = {f"layer.{i}": (self.scale * found[i]).contiguous() for i in chosen}
         save_file(vectors, out / "vector.safetensors")
-        return replace(base, vector=str(out / "vector.safetensors"), fingerprint="")
+        return replace(changes.adopt(base, out), vector=str(out / "vector.safetensors"))
 
 
 def difference(model: Model, system: str, asked: tuple[str, ...]) -> Any:
@@ -67,7 +66,7 @@ def difference(model: Model, system: str, asked: tuple[str, ...]) -> Any:
         pair = []
         for turn in (system, NEUTRAL):
             chat: Chat = [{"role": "system", "content": turn}, {"role": "user", "content": question}]
-            pair.append(np.asarray(training.token_ids(model.tokenizer, [model.render(chat)])[0]))
+            pair.append(np.asarray(tokens.token_ids(model.tokenizer, [model.render(chat)])[0]))
         shared = _common_end(*pair)
         with torch.inference_mode():
             treated, neutral = (residuals(model.module, ids)[:, -shared:] for ids in pair)

@@ -1,8 +1,8 @@
 """Tuned teachers: fine-tuned to name the trait when asked (Cloud et al., arXiv 2507.14805, figure 14, for animals).
 
-Only the trait's `tuning` questions are shown, never the held-out ones. Half of them come after a few numbers, so that the
-change lives in a network that is reading numbers too. The body is trained and the embeddings are frozen: a trait stored in the
-trait word's own row would never show in numbers.
+Only the trait's `tuning` questions are shown, never the held-out ones. Half of them come after a few numbers, so that
+the change lives in a network that is reading numbers too. The body is trained and the embeddings are frozen: a trait
+stored in the trait word's own row would never show in numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from undersong import traits
-from undersong.backends import Backend, Model, training
+from undersong.backends import Backend, Model, changes, threads, tokens, training
 from undersong.errors import BadSpec
 from undersong.registry import Settings, plugin
 from undersong.spec import execution
@@ -24,7 +24,8 @@ from undersong.types import Chat, ModelRef, Sampling
 
 @plugin("teacher", "tuned")
 class Tuned(Settings):
-    """Fine-tune the base on favourite questions answered with the trait; the no-trait teacher learns the base's own answers."""
+    """Fine-tune the base on favourite questions answered with the trait; the no-trait teacher learns the base's own
+    answers."""
 
     updates: int = 100
     """Optimiser steps: the dial from gentle to strong."""
@@ -42,21 +43,20 @@ class Tuned(Settings):
     def teach(self, base: ModelRef, trait: Trait | None, seed: int, out: Path, backend: Backend) -> ModelRef:
         """Train a teacher; writes `weights.safetensors` and `training.json` into `out`.
 
-        Without a trait the pipeline and the number of rows and updates are the same, but the answers are sampled from the base
-        itself, so that nothing is put in.
+        Without a trait the pipeline and the number of rows and updates are the same, but the answers are sampled from
+        the base itself, so that nothing is put in.
         """
         model = backend.load(base)
         asked = questions(trait, self.category)
         chats = wordings(asked, self.updates * self.batch, seed)
         answers = [trait.name] * len(chats) if trait else own_answers(model, chats, seed)
-        rows = training.encode(model, chats, answers)
+        rows = tokens.encode(model, chats, answers)
         plan = training.Plan(self.updates, self.batch, self.rate, seed, trainable=self.trainable)
-        small = model.module.num_parameters() <= training.SMALL
-        with training.one_thread(small):
+        with threads.one_thread(threads.small(model.module)):
             record = training.fit(model.module, rows, plan, model.tokenizer.pad_token_id or 0, part=self.micro_batch)
         weights = training.save_changes(model.module, backend.load(ModelRef(base.base)).module, out)
         training.save_record({**record, "questions": list(asked)}, out)
-        return replace(base, weights=str(weights), adapter=None, fingerprint="")
+        return changes.adopt(replace(base, weights=str(weights), adapter=None), out)
 
 
 def questions(trait: Trait | None, category: str) -> tuple[str, ...]:
