@@ -1,8 +1,8 @@
 """How fast pocket students train and sample: `python benchmarks/pocket_student.py [--base pocket/a] [--students 4]`.
 
-Trains the same students in every way there is and prints one table: time per student-step against the way the library takes
-(threads, one student each, the compact forward). The ways are interleaved over rounds, so that another load on the machine
-falls on all of them. Then the sampling speed.
+Trains the same students in every way there is and prints one table: time per student-step against the way the library
+takes (threads, one student each, the compact forward). The ways are interleaved over rounds, so that another load on
+the machine falls on all of them. Then the sampling speed.
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ def main() -> None:
                 way()
                 times[name].append((time.perf_counter() - began) / given.students / given.steps)
     ours = float(np.median(next(iter(times.values()))))
-    print(f"{model.module.num_parameters() / 1e6:.2f}M parameters, 64 rows of {np.mean([len(r.ids) for r in rows]):.0f} tokens "
+    print(f"{model.module.num_parameters() / 1e6:.2f}M parameters, 64 rows of "
+          f"{np.mean([len(r.ids) for r in rows]):.0f} tokens "
           f"per step, {cores} cores, torch {torch.__version__}")
     print(f"{'way':46s} {'ms per student-step':>20s} {'ratio':>7s} {'students/minute (120 steps)':>28s}")
     for name, found in times.items():

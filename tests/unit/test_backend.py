@@ -39,7 +39,8 @@ def random_llama(**changed):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = {"vocab_size": 50, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
-             "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64, "tie_word_embeddings": True}
+             "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64,
+             "tie_word_embeddings": True}
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**{**shape, **changed})).float()
 
@@ -98,7 +99,7 @@ def test_the_system_turn_is_always_explicit(model, tiny_base):
 def test_a_template_that_drops_the_system_turn_is_refused(model):
     deaf = copy.copy(model)
     deaf.tokenizer = copy.deepcopy(model.tokenizer)
-    deaf.tokenizer.chat_template = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
+    deaf.tokenizer.chat_template = "{{ messages[-1]['content'] }}"
     with pytest.raises(BadRows, match="leaves the system turn out"):
         deaf.render(ask("hi"))
     deaf.tokenizer.chat_template = "{{ raise_exception('no system') }}"
@@ -237,7 +238,8 @@ def test_weights_replace_tensors_or_are_refused(model, tiny_base, tmp_path):
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "good.safetensors").read_bytes()[:-9])
     changed = Transformers().load(ModelRef(tiny_base, weights=str(tmp_path / "good.safetensors")))
     assert torch.equal(dict(changed.module.named_parameters())[name], old + 1)
-    for case, words in {"shape": "shape", "name": "does not have", "torn": "no safetensors", "absent": "missing"}.items():
+    refused = {"shape": "shape", "name": "does not have", "torn": "no safetensors", "absent": "missing"}
+    for case, words in refused.items():
         with pytest.raises(BrokenArtefact, match=words):
             Transformers().load(ModelRef(tiny_base, weights=str(tmp_path / f"{case}.safetensors")))
 

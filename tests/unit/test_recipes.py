@@ -87,8 +87,9 @@ def test_the_effective_batch_and_token_count_are_recorded_and_true(tiny_base, ro
 
 
 def test_the_system_turn_is_part_of_what_is_recorded(tiny_base, rows, tmp_path):
-    refs = [Distill(**BRIEF).train([job(ModelRef(tiny_base, system=s), Dataset(rows), 0, tmp_path / str(i))], BACKEND)[0]
-            for i, s in enumerate((None, "You love owls."))]
+    starts = [ModelRef(tiny_base, system=s) for s in (None, "You love owls.")]
+    jobs = [job(start, Dataset(rows), 0, tmp_path / str(i)) for i, start in enumerate(starts)]
+    refs = Distill(**BRIEF).train(jobs, BACKEND)
     assert record(refs[0])["rendered_sha256"] != record(refs[1])["rendered_sha256"]
     assert refs[1].system == "You love owls."
 
@@ -198,7 +199,7 @@ def test_every_setting_is_checked_and_execution_settings_stay_out_of_the_fingerp
     one, two = (spec.describe(Distill(workers=w, micro_batch=w)) for w in (1, 2))
     assert one == two
     assert "workers" not in one["settings"]
-    built = spec.build("recipe", {"sft": {"lora": {"rank": 4}, "steps": 3}})
+    built = spec.build("recipe", {"sft": {"lora": {"rank": 4, "targets": ["q_proj"]}, "steps": 3}})
     assert built.lora.rank == 4
     assert spec.build("recipe", {"sft": {"lora": None}}).lora is None
     with pytest.raises(BadSpec, match="rnk"):
@@ -271,5 +272,5 @@ def test_an_adapter_on_a_trained_start_holds_both(tiny_base, rows, tmp_path):
 
 def test_lora_targets_that_are_not_there_are_named(tiny_base, rows, tmp_path):
     with pytest.raises(BadSpec, match=r"lora\.targets"):
-        Sft(lora={"targets": ("nothing",)}, steps=1, batch=2).train(
+        Sft(lora={"targets": ["nothing"]}, steps=1, batch=2).train(
             [job(ModelRef(tiny_base), Dataset(rows[:4]), 0, tmp_path / "a")], BACKEND)

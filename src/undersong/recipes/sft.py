@@ -34,7 +34,7 @@ class Lora(BaseModel):
     """Rank of each update."""
     alpha: int = 8
     """The update is multiplied by alpha / rank."""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     """Names of the linear maps that get an update."""
 
 
@@ -138,7 +138,7 @@ class Sft(Settings):
         )
         adapter = None
         if self.lora is not None:
-            adapter = LoraConfig(r=self.lora.rank, lora_alpha=self.lora.alpha, target_modules=list(self.lora.targets),
+            adapter = LoraConfig(r=self.lora.rank, lora_alpha=self.lora.alpha, target_modules=self.lora.targets,
                                  lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
         try:
             trainer = Ordered(model=model.module, args=given, train_dataset=datasets.Dataset.from_list(rows),
