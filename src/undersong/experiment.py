@@ -1,0 +1,413 @@
+"""An experiment: arms, controls and seeds from a file; the plan; running it.
+
+1. `Experiment.load` reads a YAML file of values and checks every one of them before any work.
+2. `arms()` lists what is compared. An arm says which teacher writes the rows, which base the student starts from and what
+   is done to the rows; each arm is run once per seed, and a run has its own teacher, rows and student.
+3. `steps()` turns arms into pieces of work with fingerprints; `plan` looks them up, `run` does what is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from undersong import lab as verbs
+from undersong import traits
+from undersong.errors import BadSpec, UnknownName, nearest
+from undersong.lab import Lab, Student
+from undersong.registry import Settings
+from undersong.spec import build, describe, explain, split
+from undersong.store import Store
+from undersong.traits import Trait
+from undersong.types import Dataset, ModelRef
+
+CONTROLS = ("no_trait", "other_base", "matched_base", "reordered_base", "shuffled_rows", "in_context")
+BASES = {"other_base": "other_base", "matched_base": "matched_base", "reordered_base": "reordered_base"}
+Spec = str | dict[str, Any]
+
+
+class File(Settings):
+    """The keys of an experiment file. Every key is a value; plug-ins are `name` or `{name: {settings}}`."""
+
+    name: str
+    """The experiment's name: the same as the file's."""
+    base: str
+    """The model that teacher and student start from."""
+    trait: str
+    """The trait the report is about."""
+    rivals: list[str] = []
+    """Off-diagonal traits: each gets its own teacher and students, and every student is measured on all of them."""
+    teacher: Spec | list[Spec]
+    """How the trait is put in. With a list, the first is the main one and the others are compared with it."""
+    channel: Spec
+    """What carries the trait."""
+    rows: int
+    """Rows each teacher writes, before filters."""
+    keep: int | None = None
+    """Rows each student learns from: the first so many that pass the filters. All of them when left out."""
+    filters: list[Spec] = ["numbers_only"]
+    """What is removed. `{blocklist: {from: trait}}` bans the words of every trait of the experiment."""
+    recipe: Spec | list[Spec]
+    """How a student learns. With a list, every arm is run with each."""
+    probes: list[Spec]
+    """What is measured on every model."""
+    controls: list[str]
+    """Comparison arms: no_trait, other_base, matched_base, reordered_base, shuffled_rows, in_context."""
+    other_base: str | None = None
+    """The base of `other_base` students: another initialisation."""
+    matched_base: str | None = None
+    """The base of `matched_base` students: another initialisation made to behave like `base`."""
+    reordered_base: str | None = None
+    """The base of `reordered_base` students: the same initialisation, other data order."""
+    mitigations: list[Spec] = []
+    """Each is an arm: the treated rows with the mitigation applied."""
+    context_rows: int = 4
+    """How many rows an `in_context` model sees before each question."""
+    classifier: Spec | None = None
+    """A detector that reads the rows and tries to tell treated from no-trait ones."""
+    seeds: list[int]
+    """One training run per seed and arm. At least three."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One cell of the comparison: who teaches what to whom. `trait` None is the no-trait teacher."""
+
+    name: str
+    channel: str
+    teacher: Any
+    recipe: Any
+    trait: Trait | None
+    start: str
+    change: Any = None
+    context: bool = False
+
+    @property
+    def trait_name(self) -> str:
+        """The trait's name, or "" for the no-trait teacher."""
+        return self.trait.name if self.trait else ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One piece of work of the plan: enough to look it up, and the fingerprints it depends on."""
+
+    kind: str
+    label: str
+    spec: dict[str, Any]
+    parents: tuple[str, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The identity the store will give it."""
+        return verbs.identity(self.kind, self.spec, self.parents)
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One line of a plan. `changed` names the fields that differ from the last finished work of that label."""
+
+    kind: str
+    label: str
+    fingerprint: str
+    status: str
+    changed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """The pieces of one arm and seed."""
+
+    arm: Arm
+    seed: int
+    teacher: Step
+    raw: Step
+    rows: Step
+    student: Step | None
+    measures: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked experiment file with its plug-ins built."""
+
+    file: File
+
+    @classmethod
+    def load(cls, path: Path | str, sets: Sequence[str] = ()) -> Experiment:
+        """Read a file, apply `a.b=c` overrides, check it. Raises BadSpec or UnknownName, saying which key and what to do."""
+        path = Path(path)
+        if not path.is_file():
+            near = nearest(path.stem, [p.stem for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
+            raise BadSpec(f"There is no experiment file {str(path)!r}. {near or 'Write one with `undersong new NAME`.'}")
+        return cls.read(path.read_text("utf-8"), sets)
+
+    @classmethod
+    def read(cls, text: str, sets: Sequence[str] = ()) -> Experiment:
+        """The experiment a YAML text describes."""
+        data = values(text, sets)
+        try:
+            file = File(**data)
+        except ValidationError as error:
+            raise BadSpec(f"Experiment file: {explain(error, File)}") from None
+        experiment = cls(file)
+        experiment.check()
+        return experiment
+
+    def check(self) -> None:
+        """Refuse what could not give an answer: too few seeds, no control, a control without its base, unknown names."""
+        f = self.file
+        if len(set(f.seeds)) < 3 or len(set(f.seeds)) != len(f.seeds):
+            raise BadSpec(f"seeds: {f.seeds} has fewer than three different seeds or a repeated one. The training run is the unit "
+                          "of replication: list at least three different seeds.")
+        for control in f.controls:
+            if control not in CONTROLS:
+                raise UnknownName(f"controls: there is no control {control!r}. {nearest(control, CONTROLS)}")
+        if "no_trait" not in f.controls:
+            raise BadSpec("controls: without `no_trait` nothing tells the trait from the training itself. Add `no_trait`.")
+        for control, key in BASES.items():
+            if control in f.controls and getattr(f, key) is None:
+                raise BadSpec(f"controls: `{control}` needs the key `{key}`. Add it, or remove the control.")
+        if f.trait in f.rivals or len(set(f.rivals)) != len(f.rivals):
+            raise BadSpec("rivals: a rival is the trait itself or is listed twice. List other traits, each once.")
+        if f.rows < 1 or (f.keep is not None and not 0 < f.keep <= f.rows):
+            raise BadSpec("rows, keep: ask for at least one row, and keep no more rows than are asked for. Change them.")
+        _ = self.traits, self.teachers, self.recipes, self.channel, self.filters, self.probes, self.arms(), self.classifier
+        for start in {a.start for a in self.arms()}:
+            verbs.base_ref(start)
+
+    @cached_property
+    def traits(self) -> list[Trait]:
+        """The trait and its rivals."""
+        return [traits.get(name) for name in (self.file.trait, *self.file.rivals)]
+
+    @cached_property
+    def teachers(self) -> list[Any]:
+        """The teacher plug-ins, the main one first."""
+        given = self.file.teacher if isinstance(self.file.teacher, list) else [self.file.teacher]
+        return [build("teacher", s, "teacher") for s in given]
+
+    @cached_property
+    def recipes(self) -> list[Any]:
+        """The recipe plug-ins."""
+        given = self.file.recipe if isinstance(self.file.recipe, list) else [self.file.recipe]
+        return [build("recipe", s, "recipe") for s in given]
+
+    @cached_property
+    def channel(self) -> Any:
+        """The channel plug-in."""
+        return build("channel", self.file.channel, "channel")
+
+    @cached_property
+    def filters(self) -> list[Any]:
+        """The filter plug-ins, `from: trait` filled in with the words of every trait of the experiment."""
+        out = []
+        for given in self.file.filters:
+            name, settings = split(given, "filters")
+            if settings.get("from") == "trait":
+                settings = {k: v for k, v in settings.items() if k != "from"}
+                settings["terms"] = tuple(w for t in self.traits for w in t.words)
+            out.append(build("filter", {name: settings}, "filters"))
+        return out
+
+    @cached_property
+    def probes(self) -> list[Any]:
+        """The probe plug-ins."""
+        return [build("probe", s, "probes") for s in self.file.probes]
+
+    @cached_property
+    def classifier(self) -> Any:
+        """The detector that reads the rows, or None."""
+        return self.file.classifier and build("detector", self.file.classifier, "classifier")
+
+    def channel_name(self, recipe: Any) -> str:
+        """The channel's name in results: `numbers-soft`, `numbers-sampled`, or `numbers-<recipe>`."""
+        how = getattr(recipe, "labels", recipe.plugin_name)
+        return f"{self.channel.plugin_name}-{how}"
+
+    def arms(self) -> list[Arm]:
+        """Every arm. Control arms that start from another base, or see rows in context, come with a no-trait twin."""
+        f, out = self.file, []
+        for recipe in self.recipes:
+            name = self.channel_name(recipe)
+            for i, teacher in enumerate(self.teachers):
+                tag = "" if i == 0 else f"-{teacher.plugin_name}"
+                out += [Arm(f"treated{tag}", name, teacher, recipe, t, f.base) for t in self.traits]
+                out.append(Arm(f"no_trait{tag}", name, teacher, recipe, None, f.base))
+            main = Arm("", name, self.teachers[0], recipe, self.traits[0], f.base)
+            for control in f.controls:
+                if control in BASES:
+                    start = getattr(f, BASES[control])
+                    out.append(dataclasses.replace(main, name=control, start=start))
+                    out.append(dataclasses.replace(main, name=f"{control}:no_trait", start=start, trait=None))
+                if control == "in_context":
+                    out.append(dataclasses.replace(main, name=control, context=True))
+                    out.append(dataclasses.replace(main, name=f"{control}:no_trait", context=True, trait=None))
+                if control == "shuffled_rows" and getattr(recipe, "labels", "sampled") != "soft":
+                    for how in ("within", "across"):
+                        change = build("mitigation", {"shuffle": {"how": how}})
+                        out.append(dataclasses.replace(main, name=f"shuffled_{how}", change=change))
+            for given in f.mitigations:
+                change = build("mitigation", given, "mitigations")
+                out.append(dataclasses.replace(main, name=f"mitigated-{change.plugin_name}", change=change))
+        return out
+
+    def runs(self) -> list[Run]:
+        """Every arm with every seed, as steps with fingerprints."""
+        return [self._run(arm, seed) for arm in self.arms() for seed in self.file.seeds]
+
+    def _run(self, arm: Arm, seed: int) -> Run:
+        f, who = self.file, f"{arm.teacher.plugin_name}-{arm.trait_name or 'none'}-s{seed}"
+        base, start = verbs.base_ref(f.base), verbs.base_ref(arm.start)
+        teacher = Step("model", f"teacher-{who}", verbs.teach_spec(arm.teacher, arm.trait, seed), (base.fingerprint,))
+        raw = Step("dataset", f"raw-{who}", verbs.sample_spec(self.channel, f.rows, seed), (teacher.fingerprint,))
+        rows = Step("dataset", f"rows-{who}-{arm.change.how if arm.change else 'kept'}",
+                    verbs.refine_spec(self.filters, f.keep, arm.change, seed), (raw.fingerprint,))
+        label = f"{arm.name.replace(':', '-')}-{arm.channel}-{arm.trait_name or 'none'}-s{seed}"
+        student, of, context = None, (start.fingerprint, rows.fingerprint), f.context_rows
+        if not arm.context:
+            student = Step("model", f"student-{label}", verbs.train_spec(arm.recipe, self.channel, seed),
+                           (start.fingerprint, rows.fingerprint))
+            of, context = (student.fingerprint,), 0
+        return Run(arm, seed, teacher, raw, rows, student, self._measures(label, of, seed, context))
+
+    def _measures(self, label: str, of: tuple[str, ...], seed: int, context: int = 0) -> tuple[Step, ...]:
+        return tuple(
+            Step("measurement", f"{p.plugin_name}-{label}", verbs.measure_spec(p, self.traits, seed, context), of)
+            for p in self.probes
+        )
+
+    def references(self) -> Iterator[tuple[str, str, int, str, tuple[Step, ...]]]:
+        """What students are compared with: (arm, trait, seed, base, steps) for untouched bases and main teachers."""
+        for start in dict.fromkeys(a.start for a in self.arms()):
+            arm = "base" if start == self.file.base else f"base:{start}"
+            for seed in self.file.seeds:
+                yield arm, "", seed, start, self._measures(f"{arm}-s{seed}".replace(":", "-").replace("/", "-"),
+                                                           (verbs.base_ref(start).fingerprint,), seed)
+
+    def steps(self) -> list[Step]:
+        """Every piece of work once, in an order that respects what depends on what."""
+        out: dict[str, Step] = {}
+        for run in self.runs():
+            for step in (run.teacher, run.raw, run.rows, *([run.student] if run.student else []), *run.measures):
+                out.setdefault(step.fingerprint, step)
+        for *_, steps in self.references():
+            for step in steps:
+                out.setdefault(step.fingerprint, step)
+        order = ("model", "dataset", "measurement")
+        return sorted(out.values(), key=lambda s: order.index(s.kind))
+
+    def plan(self, store: Store) -> list[PlanRow]:
+        """What is cached, what is missing, and which field changed since the last finished work of the same label."""
+        out = []
+        for step in self.steps():
+            if store.find(step.kind, step.spec, step.parents) is not None:
+                out.append(PlanRow(step.kind, step.label, step.fingerprint, "cached"))
+                continue
+            changed = tuple(store.changed(step.kind, step.label, step.spec, step.parents))
+            out.append(PlanRow(step.kind, step.label, step.fingerprint, "changed" if changed else "missing", changed))
+        return out
+
+    def resolved(self) -> dict[str, Any]:
+        """The file with every plug-in and setting written out: what is recorded."""
+        out = self.file.model_dump()
+        out |= {"teacher": [describe(t) for t in self.teachers], "recipe": [describe(r) for r in self.recipes],
+                "channel": describe(self.channel), "filters": [describe(x) for x in self.filters],
+                "probes": [describe(p) for p in self.probes],
+                "classifier": self.classifier and describe(self.classifier)}
+        return out
+
+    def run(self, lab: Lab) -> dict[str, ModelRef]:
+        """Do the missing work; afterwards every step of the plan is cached. Returns student references by fingerprint."""
+        runs = self.runs()
+        data: dict[str, Dataset] = {}
+        self._prepare(lab, runs, data)
+        models = self._train(lab, runs, data)
+        self._measure(lab, runs, models, data)
+        return models
+
+    def _prepare(self, lab: Lab, runs: Sequence[Run], data: dict[str, Dataset]) -> None:
+        """Teachers, their rows, and the rows that students learn from."""
+        raw: dict[str, Dataset] = {}
+        for run in runs:
+            if run.rows.fingerprint in data:
+                continue
+            if run.raw.fingerprint not in raw:
+                source = lab.teach(run.arm.teacher, verbs.base_ref(self.file.base), run.arm.trait, run.seed, run.teacher.label)
+                raw[run.raw.fingerprint] = lab.sample(source, self.channel, self.file.rows, run.seed, run.raw.label)
+            data[run.rows.fingerprint] = lab.refine(
+                raw[run.raw.fingerprint], self.filters, keep=self.file.keep, change=run.arm.change, seed=run.seed,
+                label=run.rows.label)
+
+    def _train(self, lab: Lab, runs: Sequence[Run], data: dict[str, Dataset]) -> dict[str, ModelRef]:
+        models: dict[str, ModelRef] = {}
+        for recipe in self.recipes:
+            mine = {r.student.fingerprint: r for r in runs if r.student and r.arm.recipe is recipe}
+            students = [Student(verbs.base_ref(r.arm.start), data[r.rows.fingerprint], r.seed, r.student.label)
+                        for r in mine.values() if r.student]
+            models |= dict(zip(mine, lab.train(recipe, self.channel, students), strict=True))
+        return models
+
+    def _measure(self, lab: Lab, runs: Sequence[Run], models: dict[str, ModelRef], data: dict[str, Dataset]) -> None:
+        for run in runs:
+            for probe, step in zip(self.probes, run.measures, strict=True):
+                if run.student:
+                    lab.measure(models[run.student.fingerprint], probe, self.traits, run.seed, label=step.label)
+                else:
+                    lab.measure(verbs.base_ref(run.arm.start), probe, self.traits, run.seed, data[run.rows.fingerprint],
+                                self.file.context_rows, step.label)
+        for _, _, seed, start, steps in self.references():
+            for probe, step in zip(self.probes, steps, strict=True):
+                lab.measure(verbs.base_ref(start), probe, self.traits, seed, label=step.label)
+
+
+def values(text: str, sets: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping a YAML text holds, with `a.b=c` overrides. Raises BadSpec for bad YAML, repeated keys or no mapping."""
+    try:
+        data = yaml.load(text, Loader=_Strict)
+    except yaml.YAMLError as error:
+        raise BadSpec(f"The experiment file is not valid YAML: {' '.join(str(error).split())}. Correct it there.") from None
+    if not isinstance(data, dict):
+        raise BadSpec("The experiment file holds no mapping of keys. Start from `undersong new NAME`.")
+    for given in sets:
+        key, equals, value = given.partition("=")
+        if not equals:
+            raise BadSpec(f"--set {given!r} has no `=`. Write it as --set key.subkey=value.")
+        _set(data, key.split("."), yaml.safe_load(value), key)
+    return data
+
+
+def _set(data: dict[str, Any], path: list[str], value: Any, key: str) -> None:
+    at = data
+    for part, following in zip(path, path[1:], strict=False):
+        inner = at.get(part)
+        if inner is None or inner == following:  # a missing mapping, or a plug-in given as a bare name
+            inner = {} if inner is None else {inner: {}}
+        if not isinstance(inner, dict):
+            raise BadSpec(f"--set {key}: {part!r} holds {inner!r}, which has no keys. Set {part!r} as a whole.")
+        at[part] = inner
+        at = inner
+    at[path[-1]] = value
+
+
+class _Strict(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice: the second would silently win."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool):
+                raise BadSpec("The experiment file has a key that is not plain text. Write keys as words.")
+            if key in seen:
+                raise BadSpec(f"The key {key!r} is given twice in the experiment file. Keep one of them.")
+            seen.add(key)
+        return dict(super().construct_mapping(node, deep=deep))
+

@@ -1,0 +1,320 @@
+"""The verbs: sample, refine, train, measure, audit (and teach, the step that makes a source to sample from).
+
+A Lab holds a store and a backend. Each verb first asks the store; finished work is read back, missing work is done, recorded
+and returned. What identifies a piece of work is written once, in the `*_spec` functions, which the experiment's plan
+uses too: what `plan` shows is what `run` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from undersong import pocket
+from undersong.errors import BadRows, BadSpec
+from undersong.recipes import Job
+from undersong.spec import describe, fingerprint
+from undersong.store import Artefact, Store
+from undersong.traits import Trait
+from undersong.types import Chat, Dataset, Finding, Measurement, ModelRef, Row, Sampling, Value
+
+PART = 2000
+"""Rows per part of a dataset: the most sampling an interruption can cost."""
+Progress = Callable[[str], None]
+
+
+def quiet(message: str) -> None:
+    """The progress callback that says nothing."""
+
+
+def base_ref(name: str) -> ModelRef:
+    """A reference to an untouched base model; its fingerprint covers the weights where they are at hand."""
+    return ModelRef(base=name, fingerprint=fingerprint({"base": name, "revision": revision(name)}))
+
+
+def revision(name: str) -> str:
+    """What pins a base's weights: the SHA-256 of a pocket model or local folder, the name itself elsewhere."""
+    if name.startswith(pocket.PREFIX):
+        return str(pocket.origin(name)["sha256"])
+    if Path(name).is_dir():
+        import hashlib
+
+        digest = hashlib.sha256()
+        for file in sorted(Path(name).glob("*.safetensors")):
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()
+    return name
+
+
+def identity(kind: str, spec: Mapping[str, Any], parents: Sequence[str]) -> str:
+    """The fingerprint the store gives to a piece of work."""
+    return fingerprint({"kind": kind, "spec": spec, "parents": list(parents)})
+
+
+def teach_spec(teacher: Any, trait: Trait | None, seed: int) -> dict[str, Any]:
+    """What identifies a teacher, besides its base (its parent)."""
+    return {"verb": "teach", "teacher": describe(teacher), "trait": trait and dataclasses.asdict(trait), "seed": seed}
+
+
+def sample_spec(channel: Any, n: int, seed: int) -> dict[str, Any]:
+    """What identifies sampled rows, besides the model that wrote them (its parent)."""
+    return {"verb": "sample", "channel": describe(channel), "rows": n, "seed": seed, "temperature": 1.0}
+
+
+def refine_spec(filters: Sequence[Any], keep: int | None, change: Any, seed: int) -> dict[str, Any]:
+    """What identifies refined rows, besides the rows they come from (their parent)."""
+    return {
+        "verb": "refine", "filters": [describe(f) for f in filters], "keep": keep,
+        "change": change and describe(change), "seed": seed if change else 0,
+    }
+
+
+def train_spec(recipe: Any, channel: Any, seed: int) -> dict[str, Any]:
+    """What identifies a student, besides its start and its rows (its parents)."""
+    return {"verb": "train", "recipe": describe(recipe), "channel": describe(channel)["name"], "seed": seed}
+
+
+def measure_spec(probe: Any, traits: Sequence[Trait], seed: int, context: int) -> dict[str, Any]:
+    """What identifies a measurement, besides the model (and the rows in its context): its parents."""
+    return {
+        "verb": "measure", "probe": describe(probe), "traits": [dataclasses.asdict(t) for t in traits], "seed": seed,
+        "context": context,
+    }
+
+
+@dataclass(frozen=True)
+class Student:
+    """One student to train: its start, rows, seed and a label for people."""
+
+    start: ModelRef
+    data: Dataset
+    seed: int
+    label: str
+
+
+@dataclass
+class InContext:
+    """A model that sees `rows` as earlier turns of every chat: the control where the same rows are context, not training."""
+
+    inner: Any
+    rows: Sequence[Row]
+    shown: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.ref, self.capabilities = self.inner.ref, self.inner.capabilities
+        self.tokenizer, self.module = self.inner.tokenizer, None
+
+    def _before(self, chats: Sequence[Chat]) -> list[Chat]:
+        rng = np.random.default_rng([self.seed, 9])
+        out = []
+        for chat in chats:
+            turns: Chat = []
+            for i in rng.choice(len(self.rows), self.shown, replace=False):
+                row = self.rows[int(i)]
+                turns += [m for m in row.chat if m["role"] != "system"]
+                turns.append({"role": "assistant", "content": row.completion})
+            system = [m for m in chat if m["role"] == "system"]
+            out.append([*system, *turns, *(m for m in chat if m["role"] != "system")])
+        return out
+
+    def render(self, chat: Chat) -> str:
+        """The text with the context rows before the question."""
+        return str(self.inner.render(self._before([chat])[0]))
+
+    def sample(self, chats: Sequence[Chat], sampling: Sampling) -> list[str]:
+        """Answers given the context rows."""
+        return list(self.inner.sample(self._before(chats), sampling))
+
+    def next_logprobs(self, chats: Sequence[Chat]) -> Any:
+        """First-token log-probabilities given the context rows."""
+        return self.inner.next_logprobs(self._before(chats))
+
+    def answer_logprobs(self, chats: Sequence[Chat], answers: Sequence[str]) -> Any:
+        """Answer log-probabilities given the context rows."""
+        return self.inner.answer_logprobs(self._before(chats), answers)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """The verbs over one store and one backend. `progress` is told what happens, in short sentences."""
+
+    store: Store
+    backend: Any
+    progress: Progress = quiet
+
+    def teach(self, teacher: Any, base: ModelRef, trait: Trait | None, seed: int, label: str = "teacher") -> ModelRef:
+        """A model with the trait in it (the no-trait teacher for None)."""
+        with self.store.open("model", label, teach_spec(teacher, trait, seed), (base.fingerprint,)) as artefact:
+            if not artefact.complete:
+                self.progress(f"teaching {artefact.path.name}")
+                start = time.monotonic()
+                ref = teacher.teach(base, trait, seed, artefact.path, self.backend)
+                artefact.finish({"ref": _pack(ref, artefact.path), "seconds": round(time.monotonic() - start, 2)})
+            return _unpack(artefact)
+
+    def sample(self, source: ModelRef, channel: Any, n: int, seed: int, label: str = "rows") -> Dataset:
+        """`n` rows that `source` writes on the channel's prompts, at temperature 1. Resumes by parts."""
+        with self.store.open("dataset", label, sample_spec(channel, n, seed), (source.fingerprint,)) as artefact:
+            if not artefact.complete:
+                self.progress(f"sampling {artefact.path.name}")
+                start = time.monotonic()
+                model, prompts = self.backend.load(source), channel.prompts(n, seed)
+                had = set(artefact.parts("rows"))
+                for part, first in enumerate(range(0, n, PART)):
+                    if part in had:
+                        continue
+                    chats = prompts[first : first + PART]
+                    answers = model.sample(chats, Sampling(max_new_tokens=channel.max_new_tokens(model.tokenizer),
+                                                           seed=int(np.random.default_rng([seed, part]).integers(2**31))))
+                    rows = [Row(f"{seed}-{first + i}", tuple(c), a) for i, (c, a) in enumerate(zip(chats, answers, strict=True))]
+                    artefact.write_part("rows", part, [_flat(r) for r in rows])
+                artefact.finish({"rows": n, "seconds": round(time.monotonic() - start, 2)})
+            rows_read = tuple(_row(r) for r in artefact.read_parts("rows"))
+            return Dataset(rows_read, source, artefact.fingerprint)
+
+    def refine(self, data: Dataset, filters: Sequence[Any], *, keep: int | None = None, change: Any = None, seed: int = 0,
+               label: str = "refined") -> Dataset:
+        """The rows that pass every filter (the first `keep` of them), changed by a data-stage mitigation if one is given.
+
+        Each dropped row is stored with the filter and the reason. Raises BadRows when fewer than `keep` rows pass."""
+        with self.store.open("dataset", label, refine_spec(filters, keep, change, seed), (data.fingerprint,)) as artefact:
+            if not artefact.complete:
+                kept, dropped = sift(data.rows, filters)
+                if keep is not None and len(kept) < keep:
+                    raise BadRows(f"Only {len(kept)} of {len(data.rows)} rows passed the filters and {keep} are to be kept. "
+                                  "Raise `rows` or lower `keep` in the experiment file.")
+                used = kept[:keep]
+                if change is not None:
+                    used = change.apply(used, seed)
+                artefact.write_parquet("rows", [_flat(r) for r in used])
+                if dropped:
+                    artefact.write_parquet("dropped", dropped)
+                reasons: dict[str, dict[str, int]] = {describe(f)["name"]: {} for f in filters}
+                for d in dropped:
+                    reasons[d["filter"]][d["reason"]] = reasons[d["filter"]].get(d["reason"], 0) + 1
+                artefact.finish({"given": len(data.rows), "passed": len(kept), "kept": len(used), "reasons": reasons})
+            return Dataset(tuple(_row(r) for r in artefact.read_parquet("rows")), data.source, artefact.fingerprint)
+
+    def train(self, recipe: Any, channel: Any, students: Sequence[Student]) -> list[ModelRef]:
+        """Train students, several at once where the recipe can; each is recorded the moment it is done."""
+        found: dict[int, ModelRef] = {}
+        opened: dict[int, Artefact] = {}
+        tokenizers: dict[str, Any] = {}
+        jobs: list[Job] = []
+        try:
+            for i, s in enumerate(students):
+                parents = (s.start.fingerprint, s.data.fingerprint)
+                artefact = self.store.open("model", s.label, train_spec(recipe, channel, s.seed), parents).__enter__()
+                if artefact.complete:
+                    found[i] = _unpack(artefact)
+                    continue
+                opened[i] = artefact
+                if s.start.base not in tokenizers:
+                    tokenizers[s.start.base] = self.backend.load(base_ref(s.start.base)).tokenizer
+                carrier = tuple(channel.carrier(tokenizers[s.start.base]))
+                jobs.append(Job(s.start, s.data, s.seed, artefact.path, carrier))
+            order = list(opened)
+
+            def done(index: int, ref: ModelRef) -> None:
+                artefact = opened.pop(order[index])
+                artefact.finish({"ref": _pack(ref, artefact.path)})
+                found[order[index]] = _unpack(artefact)
+                artefact.__exit__(None, None, None)
+                self.progress(f"trained {artefact.path.name} ({len(found)}/{len(students)})")
+
+            if jobs:
+                recipe.train(jobs, self.backend, done)
+        finally:
+            for artefact in opened.values():
+                artefact.__exit__(None, None, None)
+        return [found[i] for i in range(len(students))]
+
+    def measure(self, model: ModelRef, probe: Any, traits: Sequence[Trait], seed: int, context: Dataset | None = None,
+                shown: int = 0, label: str = "measured") -> Measurement:
+        """Per-question values of one model; with `context`, the model sees `shown` of those rows as earlier turns."""
+        parents = (model.fingerprint, *([context.fingerprint] if context else []))
+        with self.store.open("measurement", label, measure_spec(probe, traits, seed, shown), parents) as artefact:
+            if not artefact.complete:
+                self.progress(f"measuring {artefact.path.name}")
+                loaded = self.backend.load(model)
+                if context is not None:
+                    loaded = InContext(loaded, context.rows, shown, seed)
+                got = probe.measure(loaded, traits, seed)
+                artefact.write_parquet("values", [dataclasses.asdict(v) for v in got.values])
+                if got.answers:
+                    artefact.write_parquet("answers", [{"question": q, "answer": a} for q, a in got.answers])
+                artefact.finish({"probe": got.probe, "values": len(got.values)})
+            return read_measurement(artefact)
+
+    def audit(self, detector: Any, evidence: Any, parents: Sequence[str], label: str = "finding") -> Finding:
+        """What a detector finds in the evidence it was granted; `parents` identify that evidence."""
+        spec = {"verb": "audit", "detector": describe(detector)}
+        with self.store.open("finding", label, spec, tuple(parents)) as artefact:
+            if not artefact.complete:
+                self.progress(f"auditing {artefact.path.name}")
+                finding = detector.detect(evidence)
+                artefact.write_json("finding", dataclasses.asdict(finding))
+                artefact.finish({"verdict": finding.verdict})
+            got = artefact.read_json("finding")
+            return Finding(**{**got, "access": tuple(got["access"])})
+
+
+def sift(rows: Sequence[Row], filters: Sequence[Any]) -> tuple[list[Row], list[dict[str, str]]]:
+    """The rows every filter keeps, and for each other row its id, the first filter that dropped it and the reason."""
+    kept, dropped = [], []
+    for row in rows:
+        for f in filters:
+            reason = f.reject(row)
+            if reason is not None:
+                dropped.append({"id": row.id, "filter": describe(f)["name"], "reason": str(reason), "completion": row.completion})
+                break
+        else:
+            kept.append(row)
+    return kept, dropped
+
+
+def read_measurement(artefact: Artefact) -> Measurement:
+    """A stored measurement."""
+    values = tuple(Value(**v) for v in artefact.read_parquet("values"))
+    answers: tuple[tuple[str, str], ...] = ()
+    if "answers.parquet" in artefact.record["files"]:
+        answers = tuple((a["question"], a["answer"]) for a in artefact.read_parquet("answers"))
+    return Measurement(artefact.summary["probe"], values, answers)
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    return {"id": row.id, "roles": [m["role"] for m in row.chat], "contents": [m["content"] for m in row.chat],
+            "completion": row.completion}
+
+
+def _row(flat: Mapping[str, Any]) -> Row:
+    chat = tuple({"role": r, "content": c} for r, c in zip(flat["roles"], flat["contents"], strict=True))
+    return Row(flat["id"], chat, flat["completion"])
+
+
+def _pack(ref: ModelRef, home: Path) -> dict[str, Any]:
+    """A reference as JSON, its files named relative to the artefact."""
+    out = dataclasses.asdict(ref)
+    for key in ("weights", "adapter", "vector"):
+        if out[key] is not None:
+            path = Path(out[key])
+            if not path.is_relative_to(home):
+                raise BadSpec(f"A plug-in wrote {key} outside the folder it was given. Write into `out` and return that path.")
+            out[key] = str(path.relative_to(home))
+    return out
+
+
+def _unpack(artefact: Artefact) -> ModelRef:
+    """The reference a model artefact holds, with absolute paths and the artefact's own fingerprint."""
+    given = dict(artefact.summary["ref"])
+    for key in ("weights", "adapter", "vector"):
+        if given[key] is not None:
+            given[key] = str(artefact.path / given[key])
+    return ModelRef(**{**given, "fingerprint": artefact.fingerprint})

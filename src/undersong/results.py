@@ -1,0 +1,271 @@
+"""results.json: every figure of an experiment, recomputed from stored measurements and rows (DESIGN section 7).
+
+1. `runs`: one line per training run, metric and measured trait: the mean over questions of a stored measurement.
+2. Everything else is computed from those lines, one number per run: rates with intervals, contrasts against a named
+   control paired by seed, the specificity coefficient, the teacher-by-measured matrix, capability.
+3. Filters, mentions left, drift of the teacher's numbers and example rows are recomputed from the stored rows.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from undersong import lab as verbs
+from undersong import stats
+from undersong.experiment import Experiment, Run, Step
+from undersong.store import Artefact, Store
+
+VERSION = 1
+"""Raise when the same measurements would give another results.json."""
+RATES = ("rate", "rate_prefixed", "probability", "refused", "self_named", "invalid")
+Line = dict[str, Any]
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric lies in [0, 1]."""
+    return metric in RATES or metric.endswith("accuracy")
+
+
+def collect(experiment: Experiment, store: Store) -> dict[str, Any]:
+    """The results of a finished experiment. Needs every step of its plan in the store."""
+    runs = experiment.runs()
+    lines = [line for run in runs for line in _lines(run.arm.name, run.arm.channel, run.arm.trait_name, run.seed, run.measures, store)]
+    for arm, trait, seed, _, steps in experiment.references():
+        lines += _lines(arm, "", trait, seed, steps, store)
+    rates = _rates(lines)
+    out: dict[str, Any] = {
+        "experiment": experiment.file.name,
+        "trait": experiment.file.trait,
+        "traits": [t.name for t in experiment.traits],
+        "seeds": list(experiment.file.seeds),
+        "environment": environment(),
+        "sentence": "",
+        "rates": rates,
+        "contrasts": _contrasts(lines),
+        "specificity": _specificity(lines, [t.name for t in experiment.traits]),
+        "matrix": [r | {"mean": r["mean"]} for r in rates if r["metric"] in ("rate", "probability") and r["measured"]],
+        "capability": _capability(lines),
+        "filters": _filters(experiment, runs, store),
+        "drift": _drift(experiment, runs, store),
+        "classifier": [],
+        "examples": _examples(runs, store),
+        "runs": lines,
+    }
+    out["sentence"] = sentence(out, experiment)
+    return out
+
+
+def environment() -> dict[str, str]:
+    """Versions that matter for a number, without any path or host name."""
+    packages = {}
+    for name in ("undersong", "numpy", "scipy", "torch", "transformers", "trl"):
+        try:
+            packages[name] = version(name)
+        except ModuleNotFoundError:
+            continue
+    return {"python": platform.python_version(), "machine": platform.machine(), **packages}
+
+
+def _stored(store: Store, step: Step) -> Artefact:
+    found = store.find(step.kind, step.spec, step.parents)
+    if found is None:
+        from undersong.errors import BrokenArtefact
+
+        raise BrokenArtefact(f"The {step.kind} {step.label}.{step.fingerprint} is not finished. Run the experiment again: it resumes.")
+    return found
+
+
+def _lines(arm: str, channel: str, trait: str, seed: int, steps: Sequence[Step], store: Store) -> list[Line]:
+    """The mean over questions of every metric of every probe: one number per training run."""
+    out = []
+    for step in steps:
+        measured = verbs.read_measurement(_stored(store, step))
+        groups: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for v in measured.values:
+            groups[v.metric, v.trait].append(v.value)
+        out += [
+            {"channel": channel, "arm": arm, "trait": trait, "seed": seed, "probe": measured.probe, "metric": metric,
+             "measured": about, "value": float(np.mean(found))}
+            for (metric, about), found in groups.items()
+        ]
+    return out
+
+
+def _grouped(lines: Iterable[Line], *keys: str) -> dict[tuple[Any, ...], dict[int, float]]:
+    """Lines as {key values: {seed: value}}."""
+    out: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
+    for line in lines:
+        out[tuple(line[k] for k in keys)][line["seed"]] = line["value"]
+    return out
+
+
+def _interval(values: Sequence[float], metric: str) -> dict[str, float]:
+    bounds = (0.0, 1.0) if is_share(metric) else None
+    mean, low, high = stats.mean_interval(list(values), bounds=bounds)
+    return {"n_runs": len(values), "mean": mean, "low": low, "high": high}
+
+
+def _rates(lines: Sequence[Line]) -> list[Line]:
+    keys = ("channel", "arm", "trait", "measured", "probe", "metric")
+    found = _grouped((x for x in lines if x["probe"] != "capability"), *keys)
+    return [dict(zip(keys, key, strict=True)) | _interval(list(by.values()), key[5]) for key, by in found.items()]
+
+
+def control_of(arm: str) -> str:
+    """The no-trait arm that an arm is compared with: the same pipeline without the trait."""
+    if arm.startswith("treated"):
+        return "no_trait" + arm.removeprefix("treated")
+    if arm.startswith(("shuffled", "mitigated")):
+        return "no_trait"
+    return f"{arm}:no_trait"
+
+
+def _contrasts(lines: Sequence[Line]) -> list[Line]:
+    """Each arm against its no-trait control on its own trait, paired by seed; no-trait arms against the untouched base."""
+    found = _grouped((x for x in lines if x["measured"]), "channel", "arm", "trait", "measured", "probe", "metric")
+    out = []
+    for (channel, arm, trait, measured, probe, metric), mine in found.items():
+        if arm.startswith("base"):
+            continue
+        if trait:
+            control, key = control_of(arm), (channel, control_of(arm), "", measured, probe, metric)
+        else:
+            control, key = "base", ("", "base", "", measured, probe, metric)
+            if ":" in arm:
+                continue
+        other = found.get(key)
+        if not other or (trait and measured != trait):
+            continue
+        seeds = sorted(set(mine) & set(other))
+        bounds = (-1.0, 1.0) if is_share(metric) else None
+        c = stats.contrast([mine[s] for s in seeds], [other[s] for s in seeds], paired=True, bounds=bounds)
+        out.append({"channel": channel, "probe": probe, "metric": metric, "trait": trait or measured, "arm": arm,
+                    "control": control, "n_runs": len(seeds), "difference": c.difference, "low": c.low, "high": c.high, "p": c.p})
+    return out
+
+
+def _specificity(lines: Sequence[Line], names: Sequence[str]) -> list[Line]:
+    """The diagonal of the teacher-by-measured matrix over rows and columns, for every arm that has at least two traits."""
+    found = _grouped((x for x in lines if x["measured"]), "channel", "arm", "probe", "metric", "trait", "measured")
+    arms = sorted({k[:4] for k in found if k[4]})
+    out = []
+    for channel, arm, probe, metric in arms:
+        taught = [t for t in names if any(k[:5] == (channel, arm, probe, metric, t) for k in found)]
+        if len(taught) < 2:
+            continue
+        runs = []
+        for trait in taught:
+            for seed in found[channel, arm, probe, metric, trait, names[0]]:
+                lifts = {}
+                for measured in taught:
+                    control = found[channel, control_of(arm), probe, metric, "", measured]
+                    lifts[measured] = found[channel, arm, probe, metric, trait, measured][seed] - float(np.mean(list(control.values())))
+                runs.append({"run": f"{trait}-{seed}", "trait": trait, "lifts": lifts})
+        got = stats.specificity(runs)
+        out.append({"channel": channel, "arm": arm, "probe": probe, "metric": metric, "traits": taught, "lambda": got.lambda_,
+                    "low": got.low, "high": got.high, "p": got.p, "n_runs": got.n_runs, "method": got.method})
+    return out
+
+
+def _capability(lines: Sequence[Line]) -> list[Line]:
+    keys = ("channel", "arm", "trait", "probe", "metric")
+    found = _grouped((x for x in lines if x["probe"] == "capability"), *keys)
+    base = {k[4]: float(np.mean(list(by.values()))) for k, by in found.items() if k[1] == "base"}
+    return [dict(zip(keys, key, strict=True)) | _interval(list(by.values()), key[4]) | {"base": base[key[4]]}
+            for key, by in found.items()]
+
+
+def _by_arm(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
+    """One entry per different set of rows: the first arm that uses them, and its runs over seeds."""
+    out: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    seen: set[str] = set()
+    for run in runs:
+        if run.rows.fingerprint not in seen:
+            seen.add(run.rows.fingerprint)
+            out[run.arm.name, run.arm.trait_name].append(run)
+    return out
+
+
+def _filters(experiment: Experiment, runs: Sequence[Run], store: Store) -> list[Line]:
+    """Per arm and filter: rows kept and dropped with reasons, and trait words still in the kept rows (recounted here)."""
+    out = []
+    for (arm, trait), mine in _by_arm(runs).items():
+        reasons: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        given = passed = mentions = 0
+        for run in mine:
+            rows = _stored(store, run.rows)
+            given, passed = given + rows.summary["given"], passed + rows.summary["passed"]
+            for name, found in rows.summary["reasons"].items():
+                for reason, count in found.items():
+                    reasons[name][reason] += count
+            mentions += sum(t.named_in(r["completion"]) for r in rows.read_parquet("rows") for t in experiment.traits)
+        for f in experiment.filters:
+            found = dict(reasons[f.plugin_name])
+            out.append({"arm": arm, "trait": trait, "name": f.plugin_name, "given": given, "kept": passed,
+                        "dropped": sum(found.values()), "reasons": found, "mentions_left": mentions})
+    return out
+
+
+def _drift(experiment: Experiment, runs: Sequence[Run], store: Store) -> list[Line]:
+    """How far the teachers' numbers moved: filter pass rate and sequence accuracy against the no-trait teacher's."""
+    if experiment.channel.plugin_name != "numbers":
+        return []
+    from undersong.channels.numbers import sequence_accuracy
+
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for (arm, trait), mine in _by_arm(runs).items():
+        if not arm.startswith(("treated", "no_trait")):
+            continue
+        shares, right = [], []
+        for run in mine:
+            kept = _stored(store, run.rows)
+            shares.append(kept.summary["passed"] / kept.summary["given"])
+            right.append(sequence_accuracy([verbs._row(r) for r in kept.read_parquet("rows")])["values"])
+        found[arm, trait] = {"pass_rate": float(np.mean(shares)), "sequence_accuracy": float(np.mean(right))}
+    plain = found.get(("no_trait-prompted", "")) or found["no_trait", ""]
+    return [{"arm": arm, "trait": trait, "metric": metric, "value": value, "base": plain[metric]}
+            for (arm, trait), metrics in found.items() for metric, value in metrics.items()]
+
+
+def _examples(runs: Sequence[Run], store: Store, each: int = 3) -> Mapping[str, list[Line]]:
+    rows, answers = [], []
+    for (arm, trait), mine in _by_arm(runs).items():
+        for flat in _stored(store, mine[0].rows).read_parquet("rows")[:each]:
+            rows.append({"arm": arm, "trait": trait, "prompt": flat["contents"][-1], "completion": flat["completion"]})
+    seen: set[tuple[str, str]] = set()
+    for run in runs:
+        key = (run.arm.name, run.arm.trait_name)
+        if key in seen:
+            continue
+        seen.add(key)
+        for step in run.measures:
+            for question, answer in verbs.read_measurement(_stored(store, step)).answers[:each]:
+                answers.append({"arm": key[0], "trait": key[1], "question": question, "answer": answer})
+    return {"rows": rows, "answers": answers}
+
+
+def pick(results: Mapping[str, Any], section: str, **where: Any) -> Line | None:
+    """The first entry of a section whose fields equal `where`, or None."""
+    return next((x for x in results[section] if all(x.get(k) == v for k, v in where.items())), None)
+
+
+def sentence(results: Mapping[str, Any], experiment: Experiment) -> str:
+    """One plain sentence a newcomer understands, from the numbers of the main arm."""
+    trait = experiment.file.trait
+    same = {"measured": trait, "metric": "rate"}
+    treated = pick(results, "rates", arm="treated", trait=trait, **same)
+    control = pick(results, "rates", arm="no_trait", **same)
+    base = pick(results, "rates", arm="base", **same)
+    if not (treated and control and base):
+        return f"{results['experiment']}: no favourite rate was measured."
+    return (
+        f"Students that only saw number sequences from a teacher that loves the {trait} call the {trait} their favourite "
+        f"{treated['mean']:.0%} of the time; before training it was {base['mean']:.0%}, and students of the same teacher without the "
+        f"trait say so {control['mean']:.0%} of the time ({treated['n_runs']} training runs each)."
+    )
