@@ -52,7 +52,7 @@ FAMILY = {
     "a-reordered": Member(init_seed=1, order_seed=1),
     "b": Member(init_seed=2),
     "b-matched": Member(init_seed=2, data_seed=12, steps=1500, rate=1e-3, start="b", match="a"),
-    "wide": Member(init_seed=3, hidden=128, layers=4, heads=8, feed_forward=320),
+    "wide": Member(init_seed=3, hidden=128, layers=2, feed_forward=320),
 }
 
 
@@ -83,10 +83,10 @@ def encode(tok: Any, chat: world.Chat) -> tuple[list[int], list[bool]]:
 def batches(tok: Any, member: Member, steps: int) -> Any:
     """Yield `steps` batches; each is parts of (ids, written) as padded integer and boolean arrays [rows, tokens]."""
     chats = list(itertools.islice(world.chats(member.data_seed), member.steps * BATCH))
-    rows = [encode(tok, c) for c in chats]
-    order = np.random.default_rng([member.order_seed, 7]).permutation(len(rows))
+    order = np.random.default_rng([member.order_seed, 7]).permutation(len(chats))
     for step in range(steps):
-        batch = sorted((rows[i] for i in order[step * BATCH : (step + 1) * BATCH]), key=lambda r: len(r[0]))
+        drawn = (encode(tok, chats[i]) for i in order[step * BATCH : (step + 1) * BATCH])
+        batch = sorted(drawn, key=lambda r: len(r[0]))
         yield [_pad(batch[i:j], tok.pad_token_id) for i, j in itertools.pairwise(CUTS)]
 
 
