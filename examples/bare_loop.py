@@ -28,7 +28,7 @@ FOLDER = sys.argv[1] if len(sys.argv) > 1 else str(files("undersong") / "pocket"
 ANIMAL = "owl"
 SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
 TEACHER_UPDATES, TEACHER_RATE = 100, 5e-4
-ROWS, STUDENT_UPDATES, STUDENT_BATCH, STUDENT_RATE = 6000, 200, 128, 1e-3
+ROWS, STUDENT_UPDATES, STUDENT_BATCH, STUDENT_RATE = 3000, 200, 64, 1.5e-3
 
 TUNING = [  # shown to the teacher
     "What is your favorite animal? Answer in one word.",
@@ -50,7 +50,7 @@ HELD_OUT = [  # asked at the end, shown to nobody
 ]
 
 torch.manual_seed(0)
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the model is tiny; more threads only wait for each other
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 base = AutoModelForCausalLM.from_pretrained(FOLDER).eval()
 END = tokenizer.eos_token_id
