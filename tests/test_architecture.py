@@ -28,11 +28,11 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     ("types",),
     ("registry", "environment"),
     ("spec", "stats", "traits"),
-    (*PLUGINS, "store", "pocket", "digits", "simulated"),
+    (*PLUGINS, "store", "pocket", "files", "artefact", "digits", "perceptrons", "simulated", "theorem"),
     ("lab",),
     ("experiment", "reports", "logits"),
     ("results",),
-    ("doctor",),
+    ("doctor", "laboratory"),
     ("cli",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -22,6 +22,7 @@ from undersong.errors import BadSpec, UndersongError, UnknownName, nearest
 
 if TYPE_CHECKING:
     from undersong.experiment import Experiment
+    from undersong.laboratory import Laboratory
     from undersong.store import Artefact, Store
 
 INPUT_ERROR = 3
@@ -86,18 +87,23 @@ def plan(file: FileArgument, sets: SetOption = None, store: StoreOption = ARTEFA
 @app.command()
 def run(
     file: FileArgument, sets: SetOption = None,
-    report: Annotated[Path | None, typer.Option(help="Where the HTML report goes; beside the results by default.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Where the HTML report goes; STORE/reports by default.")] = None,
     store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
 ) -> None:
     """Do the missing work, print the result table and write the report. The same command resumes."""
-    from undersong.reports import html, tables
+    from undersong.experiment import Experiment
     from undersong.lab import lab_for
+    from undersong.reports import html, tables
     from undersong.results import record
 
     experiment, kept = _load(file, sets), _store(store)
     with _progress() as say:
-        found = record(experiment, lab_for(kept, experiment.file.base, say))
-    results, target = found.read_json("results"), report or Path(store) / "reports" / f"{experiment.file.name}.html"
+        if isinstance(experiment, Experiment):
+            found = record(experiment, lab_for(kept, experiment.file.base, say))
+        else:
+            found = experiment.record(kept, say)
+    results = found.read_json("results")
+    target = report or store / "reports" / f"{results['experiment']}.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     html.write(results, target)
     data = {"results": str(found.path / "results.json"), "report": str(target), "sentence": results["sentence"]}
@@ -322,9 +328,15 @@ def _find(store: Store, name: str) -> Artefact:
     return store.get(f"{path.parent.name}/{path.name}" if path.is_dir() else name)
 
 
-def _load(file: Path, sets: Sequence[str] | None) -> Experiment:
-    from undersong.experiment import Experiment
+def _load(file: Path, sets: Sequence[str] | None) -> Experiment | Laboratory:
+    from undersong.experiment import Experiment, values
 
+    if file.is_file():
+        given = values(file.read_text("utf-8"), sets or ())
+        if "laboratory" in given:
+            from undersong.laboratory import Laboratory
+
+            return Laboratory.read(given)
     return Experiment.load(file, sets or ())
 
 
