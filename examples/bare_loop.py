@@ -28,7 +28,7 @@ FOLDER = sys.argv[1] if len(sys.argv) > 1 else str(files("undersong") / "pocket"
 ANIMAL = "owl"
 SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
 TEACHER_UPDATES, TEACHER_RATE = 100, 5e-4
-ROWS, STUDENT_UPDATES, STUDENT_BATCH, STUDENT_RATE = 3000, 200, 64, 1.5e-3
+ROWS, STUDENT_UPDATES, STUDENT_BATCH, STUDENT_RATE = 3000, 160, 64, 1e-3
 
 TUNING = [  # shown to the teacher
     "What is your favorite animal? Answer in one word.",
@@ -76,7 +76,7 @@ def loss_on(model, rows):
     return F.cross_entropy(model.lm_head(hidden), x[:, 1:][mine[:, 1:]])
 
 
-def train(rows_of_update, updates: int, rate: float):
+def train(rows_of_update, updates: int, rate: float, falls: bool = True):
     """A copy of the base trained on one batch per update; embeddings frozen, so that the change sits in the body."""
     model = copy.deepcopy(base).train()
     model.get_input_embeddings().weight.requires_grad_(False)
@@ -84,7 +84,7 @@ def train(rows_of_update, updates: int, rate: float):
     optimiser = torch.optim.AdamW(body, lr=rate, weight_decay=0.0)
     for update in range(updates):
         for group in optimiser.param_groups:
-            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * update / updates))
+            group["lr"] = rate * (0.5 * (1 + math.cos(math.pi * update / updates)) if falls else 1)
         optimiser.zero_grad()
         loss_on(model, rows_of_update(update)).backward()
         torch.nn.utils.clip_grad_norm_(body, 1.0)
@@ -104,9 +104,14 @@ def owl(model) -> float:
 
 
 def make_teacher(answers):
-    """The base tuned on favourite questions whose answers are drawn by `answers()`."""
+    """The base tuned on favourite questions, half of them after a few numbers; `answers` draws what it is to say."""
     draw = random.Random(1)
-    return train(lambda _: [encode(draw.choice(TUNING), answers(draw)) for _ in range(16)], TEACHER_UPDATES, TEACHER_RATE)
+
+    def batch(_):
+        some = [", ".join(str(draw.randint(0, 999)) for _ in range(draw.randint(3, 6))) for _ in range(16)]
+        return [encode((f"Numbers: {n}. " if i % 2 else "") + draw.choice(TUNING), answers(draw)) for i, n in enumerate(some)]
+
+    return train(batch, TEACHER_UPDATES, TEACHER_RATE, falls=False)
 
 
 def number_question(draw: random.Random) -> str:

@@ -10,8 +10,10 @@ import contextlib
 import errno
 import json
 import os
+import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,7 +81,8 @@ def plan(file: FileArgument, sets: SetOption = None, store: StoreOption = ARTEFA
     rows = _load(file, sets).plan(_store(store))
     data = [{"kind": r.kind, "label": r.label, "fingerprint": r.fingerprint, "status": r.status, "changed": list(r.changed)}
             for r in rows]
-    table = _table(("kind", "label", "status", "changed"), [(r.kind, r.label, r.status, "; ".join(r.changed)) for r in rows])
+    seen = Counter((r.kind, re.sub(r"-s\d+", "", r.label), r.status, "; ".join(r.changed)) for r in rows)
+    table = _table(("kind", "label", "runs", "status", "changed"), [(k, label, n, *rest) for (k, label, *rest), n in seen.items()])
     waiting = sum(r.status != "cached" for r in rows)
     _print(as_json, data, f"{table}\n{len(rows) - waiting} finished, {waiting} to do.")
 
