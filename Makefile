@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 STORE ?= artefacts
 DEMO := experiments/owl-numbers-pocket.yaml
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,6 +32,9 @@ lint: $(READY)  ## ruff and mypy
 
 bench: $(READY)  ## every benchmark prints its table
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+docs: $(READY)  ## write docs/commands.md and docs/plugins.md from the program
+	$(BIN)/python docs/generate.py
 
 clean:  ## remove the environment and caches; artefacts stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis

@@ -214,12 +214,14 @@ def plugins(
     as_json: JsonOption = False,
 ) -> None:
     """List every plug-in with what it does, its settings and where it comes from."""
+    from textwrap import shorten
+
     from undersong import registry
 
     data = [_describe(k, n) for k in ([kind] if kind else registry.KINDS) for n in registry.names(k)]
     text = "\n".join(
         f"{d['kind']} {d['name']} (version {d['version']}, {d['origin']})\n    {d['does']}"
-        + "".join(f"\n      {s['name']} = {s['default']}    {s['does']}" for s in d["settings"])
+        + "".join(f"\n      {s['name']} = {shorten(s['default'], 60)}    {s['does']}" for s in d["settings"])
         for d in data
     )
     _print(as_json, data, text or f"No plug-in of the kind {kind} yet.")
