@@ -47,9 +47,13 @@ def root(
 ) -> None:
     """Run, measure and explain subliminal learning: a trait crossing through data that looks innocent."""
     if version:
+        from importlib.metadata import PackageNotFoundError
         from importlib.metadata import version as installed
 
-        typer.echo(installed("undersong"))
+        try:
+            typer.echo(installed("undersong"))
+        except PackageNotFoundError:
+            typer.echo("not installed: this is a source tree")
     elif ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
 
