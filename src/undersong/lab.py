@@ -19,7 +19,7 @@ import numpy as np
 from undersong import pocket
 from undersong.errors import BadRows, BadSpec
 from undersong.recipes import Job
-from undersong.spec import describe, fingerprint
+from undersong.spec import build, describe, fingerprint
 from undersong.store import Artefact, Store
 from undersong.traits import Trait
 from undersong.types import Chat, Dataset, Finding, Measurement, ModelRef, Row, Sampling, Value
@@ -157,7 +157,7 @@ class Lab:
                 start = time.monotonic()
                 ref = teacher.teach(base, trait, seed, artefact.path, self.backend)
                 artefact.finish({"ref": _pack(ref, artefact.path), "seconds": round(time.monotonic() - start, 2)})
-            return _unpack(artefact)
+            return unpack(artefact)
 
     def sample(self, source: ModelRef, channel: Any, n: int, seed: int, label: str = "rows") -> Dataset:
         """`n` rows that `source` writes on the channel's prompts, at temperature 1. Resumes by parts."""
@@ -213,7 +213,7 @@ class Lab:
                 parents = (s.start.fingerprint, s.data.fingerprint)
                 artefact = self.store.open("model", s.label, train_spec(recipe, channel, s.seed), parents).__enter__()
                 if artefact.complete:
-                    found[i] = _unpack(artefact)
+                    found[i] = unpack(artefact)
                     continue
                 opened[i] = artefact
                 if s.start.base not in tokenizers:
@@ -225,7 +225,7 @@ class Lab:
             def done(index: int, ref: ModelRef) -> None:
                 artefact = opened.pop(order[index])
                 artefact.finish({"ref": _pack(ref, artefact.path)})
-                found[order[index]] = _unpack(artefact)
+                found[order[index]] = unpack(artefact)
                 artefact.__exit__(None, None, None)
                 self.progress(f"trained {artefact.path.name} ({len(found)}/{len(students)})")
 
@@ -264,6 +264,11 @@ class Lab:
                 artefact.finish({"verdict": finding.verdict})
             got = artefact.read_json("finding")
             return Finding(**{**got, "access": tuple(got["access"])})
+
+
+def lab_for(store: Store, base: str, progress: Progress = quiet) -> Lab:
+    """A Lab whose backend can run `base`: the simulated one for `simulated/...`, transformers for every other model."""
+    return Lab(store, build("backend", "simulated" if base.startswith("simulated/") else "transformers"), progress)
 
 
 def sift(rows: Sequence[Row], filters: Sequence[Any]) -> tuple[list[Row], list[dict[str, str]]]:
@@ -316,7 +321,7 @@ def _pack(ref: ModelRef, home: Path) -> dict[str, Any]:
     return out
 
 
-def _unpack(artefact: Artefact) -> ModelRef:
+def unpack(artefact: Artefact) -> ModelRef:
     """The reference a model artefact holds, with absolute paths and the artefact's own fingerprint."""
     given = dict(artefact.summary["ref"])
     for key in ("weights", "adapter", "vector"):

@@ -61,6 +61,21 @@ def collect(experiment: Experiment, store: Store) -> dict[str, Any]:
     return out
 
 
+def record(experiment: Experiment, lab: verbs.Lab) -> Artefact:
+    """Run what is missing and keep the results as an artefact of the kind `experiment`, with `results.json` in it."""
+    experiment.run(lab)
+    spec = {"verb": "report", "experiment": experiment.resolved(), "results": VERSION}
+    parents = sorted(s.fingerprint for s in experiment.steps() if s.kind in ("measurement", "dataset"))
+    with lab.store.open("experiment", experiment.file.name, spec, parents) as artefact:
+        if not artefact.complete:
+            lab.progress("computing results")
+            found = collect(experiment, lab.store)
+            found["fingerprint"] = artefact.fingerprint
+            artefact.write_json("results", found)
+            artefact.finish({"sentence": found["sentence"]})
+        return artefact
+
+
 def environment() -> dict[str, str]:
     """Versions that matter for a number, without any path or host name."""
     packages = {}
