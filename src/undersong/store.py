@@ -326,6 +326,5 @@ def _fill(connection: Any, found: Sequence[tuple[Path, Mapping[str, Any]]]) -> N
             "insert into records values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [*head, str(folder), *times, seconds, record["parents"], *texts],
         )
-    connection.execute("set python_enable_replacements = false")
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")

@@ -566,6 +566,7 @@ def test_changed_names_the_field_that_differs_from_the_latest_complete_one(store
     assert store.changed("dataset", "owl", new) == ["channel.settings.count: 10 -> 12"]
     assert store.changed("dataset", "owl", SPEC, ["0" * 12]) == ["parents: [] -> ['000000000000']"]
     assert store.changed("dataset", "owl", {**SPEC, "rows": 98}) == []
+    assert store.changed("dataset", "owl", {**SPEC, "rows": 99}) == ["rows: 6 -> 99"]
 
 
 def test_records_are_oldest_first_and_include_unfinished_ones(store: Store) -> None:
