@@ -33,6 +33,7 @@ from undersong.environment import command_line, environment, now
 from undersong.errors import BadSpec, BrokenArtefact, StoreBusy, UnknownName
 from undersong.files import RECORD, TEMP, digest, dump, inside, make_folder, payload, put, room
 
+__all__ = ["Artefact", "Store", "clean_label", "read_record"]
 _FOLDER = re.compile(r"(.+)\.([0-9a-f]{12})")
 _ASIDE = ".set-aside-"
 
