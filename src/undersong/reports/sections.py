@@ -1,4 +1,4 @@
-"""What the page says, in order: each part has a lead in plain sentences, then figures and tables, then what is folded away.
+"""What the page says, in order: each part has a lead in plain sentences, figures, tables, and what is folded away.
 
 Leads count and name what the tables hold; they compute no statistic and hide no null.
 """

@@ -120,7 +120,7 @@ def specificity(reading: Reading, naming: Naming = say.arm) -> Table | None:
 
 
 def capability(reading: Reading, short: bool = False, naming: Naming = say.arm) -> Table | None:
-    """What each student can still do, beside its base model. `short` keeps the first trait and leaves out the domains."""
+    """What each student can still do, beside its base. `short` keeps the first trait and leaves out the domains."""
     lines = []
     found = list(reading.lists["capability"])
     if short:
@@ -142,7 +142,8 @@ def filters(reading: Reading, naming: Naming = say.source) -> Table | None:
     for f in reading.lists["filters"]:
         kept, dropped = f.get("kept"), f.get("dropped")
         reasons = f.get("reasons") if isinstance(f.get("reasons"), Mapping) else {}
-        why = ", ".join(f"{reason}: {count:,}" for reason, count in _most(reasons or {})) or "nothing dropped"
+        why = ", ".join(f"{reason}: {count:,}" for reason, count in _most(reasons or {}))
+        why = why or ("nothing dropped" if dropped == 0 else say.DASH)
         lines.append((naming(f["arm"]), f["trait"] or say.DASH, f["name"] or "all", _text(kept), _text(dropped), why))
     return _table("Filters", ("rows of", "trait", "filter", "kept", "dropped", "why"), lines, numbers=(3, 4))
 
@@ -273,7 +274,8 @@ def _where(channel: str, trait: str) -> str:
 
 
 def _most(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
+    counted = [(str(reason), count) for reason, count in reasons.items() if isinstance(count, int)]
+    return sorted(counted, key=lambda pair: (-pair[1], pair[0]))
 
 
 def _text(value: Any) -> str:

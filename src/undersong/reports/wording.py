@@ -1,4 +1,4 @@
-"""Numbers, arms and p-values in words: a rate is in percent, a difference of rates in points, a null is said plainly."""
+"""Numbers, arms and p-values in words: rates in percent, differences of rates in points, a null said plainly."""
 
 from __future__ import annotations
 
