@@ -58,18 +58,16 @@ def show(results: Mapping[str, Any]) -> None:
 def contrasts(reading: Reading, channel: str, naming: Naming = say.arm, **only: str) -> Table | None:
     """Arms against their controls by the headline read-out, in one channel; `only` narrows it (`arm="treated"`)."""
     rows = reading.find("contrasts", channel=channel, probe=reading.probe, metric=reading.metric, **only)
-    share = say.is_share(reading.metric)
     lines = []
     for c in sorted(rows, key=lambda c: _place(reading, c)):
-        change, *rest = _compared(c)
+        change, span, *rest = _compared(c)
+        change = change.removesuffix(" points")
         means = (_mean(reading, c, c["arm"]), _mean(reading, c, c["control"]))
-        lines.append(
-            (c["trait"], naming(c["arm"]), naming(c["control"]), change.removesuffix(" points"), *rest, *means)
-        )
-    unit = "difference, points" if share else "difference"
-    columns = ("trait", "arm", "against", unit, "interval", "p", "reading", "runs", "arm's mean", "control's mean")
+        lines.append((c["trait"], naming(c["arm"]), change, span, naming(c["control"]), *rest, *means))
+    unit = "points" if say.is_share(reading.metric) else "difference"
+    columns = ("trait", "arm", unit, "interval", "against", "p", "reading", "runs", "mean", "control")
     title = f"Against each control{f', {channel}' if channel else ''}"
-    return _table(title, columns, lines, numbers=(3, 4, 5, 7, 8, 9), optional=(8, 9))
+    return _table(title, columns, lines, numbers=(2, 3, 5, 7, 8, 9), optional=(8, 9))
 
 
 def other_contrasts(reading: Reading) -> Table | None:
