@@ -19,7 +19,7 @@ import numpy as np
 from undersong import pocket
 from undersong.errors import BadRows, BadSpec
 from undersong.recipes import Job
-from undersong.spec import describe, fingerprint
+from undersong.spec import build, describe, fingerprint
 from undersong.store import Artefact, Store
 from undersong.traits import Trait
 from undersong.types import Chat, Dataset, Finding, Measurement, ModelRef, Row, Sampling, Value
@@ -157,7 +157,7 @@ class Lab:
                 start = time.monotonic()
                 ref = teacher.teach(base, trait, seed, artefact.path, self.backend)
                 artefact.finish({"ref": _pack(ref, artefact.path), "seconds": round(time.monotonic() - start, 2)})
-            return _unpack(artefact)
+            return unpack(artefact)
 
     def sample(self, source: ModelRef, channel: Any, n: int, seed: int, label: str = "rows") -> Dataset:
         """`n` rows that `source` writes on the channel's prompts, at temperature 1. Resumes by parts."""
@@ -200,7 +200,7 @@ class Lab:
                 for d in dropped:
                     reasons[d["filter"]][d["reason"]] = reasons[d["filter"]].get(d["reason"], 0) + 1
                 artefact.finish({"given": len(data.rows), "passed": len(kept), "kept": len(used), "reasons": reasons})
-            return Dataset(tuple(_row(r) for r in artefact.read_parquet("rows")), data.source, artefact.fingerprint)
+            return Dataset(read_rows(artefact), data.source, artefact.fingerprint)
 
     def train(self, recipe: Any, channel: Any, students: Sequence[Student]) -> list[ModelRef]:
         """Train students, several at once where the recipe can; each is recorded the moment it is done."""
@@ -213,7 +213,7 @@ class Lab:
                 parents = (s.start.fingerprint, s.data.fingerprint)
                 artefact = self.store.open("model", s.label, train_spec(recipe, channel, s.seed), parents).__enter__()
                 if artefact.complete:
-                    found[i] = _unpack(artefact)
+                    found[i] = unpack(artefact)
                     continue
                 opened[i] = artefact
                 if s.start.base not in tokenizers:
@@ -225,7 +225,7 @@ class Lab:
             def done(index: int, ref: ModelRef) -> None:
                 artefact = opened.pop(order[index])
                 artefact.finish({"ref": _pack(ref, artefact.path)})
-                found[order[index]] = _unpack(artefact)
+                found[order[index]] = unpack(artefact)
                 artefact.__exit__(None, None, None)
                 self.progress(f"trained {artefact.path.name} ({len(found)}/{len(students)})")
 
@@ -266,6 +266,11 @@ class Lab:
             return Finding(**{**got, "access": tuple(got["access"])})
 
 
+def lab_for(store: Store, base: str, progress: Progress = quiet) -> Lab:
+    """A Lab whose backend can run `base`: the simulated one for `simulated/...`, transformers for every other model."""
+    return Lab(store, build("backend", "simulated" if base.startswith("simulated/") else "transformers"), progress)
+
+
 def sift(rows: Sequence[Row], filters: Sequence[Any]) -> tuple[list[Row], list[dict[str, str]]]:
     """The rows every filter keeps, and for each other row its id, the first filter that dropped it and the reason."""
     kept, dropped = [], []
@@ -287,6 +292,11 @@ def read_measurement(artefact: Artefact) -> Measurement:
     if "answers.parquet" in artefact.record["files"]:
         answers = tuple((a["question"], a["answer"]) for a in artefact.read_parquet("answers"))
     return Measurement(artefact.summary["probe"], values, answers)
+
+
+def read_rows(artefact: Artefact) -> tuple[Row, ...]:
+    """The rows of a refined dataset."""
+    return tuple(_row(r) for r in artefact.read_parquet("rows"))
 
 
 def _flat(row: Row) -> dict[str, Any]:
@@ -311,7 +321,7 @@ def _pack(ref: ModelRef, home: Path) -> dict[str, Any]:
     return out
 
 
-def _unpack(artefact: Artefact) -> ModelRef:
+def unpack(artefact: Artefact) -> ModelRef:
     """The reference a model artefact holds, with absolute paths and the artefact's own fingerprint."""
     given = dict(artefact.summary["ref"])
     for key in ("weights", "adapter", "vector"):

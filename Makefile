@@ -1,0 +1,40 @@
+# Two commands: `make demo` and `make test`. Both set up .venv on the first call; afterwards that is instant.
+# A fresh machine needs Python 3.11+, git and make. PYTHON=python3.12 picks another interpreter.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+STORE ?= artefacts
+DEMO := experiments/owl-numbers-pocket.yaml
+
+.PHONY: help demo test lint bench docs clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(None if sys.version_info >= (3, 11) else f"Undersong needs Python 3.11 or later; this is {v}. Name another: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## the main job: owl-numbers-pocket, its table and its report (minutes; a second call takes seconds)
+	$(BIN)/undersong run $(DEMO) --store $(STORE)
+
+test: $(READY)  ## the whole CPU test suite
+	$(BIN)/python -m pytest --durations=10 $(PYTEST)
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## every benchmark prints its table
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+docs: $(READY)  ## write docs/commands.md and docs/plugins.md from the program
+	$(BIN)/python docs/generate.py
+
+clean:  ## remove the environment and caches; artefacts stay
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,387 @@
+"""The command line: thin commands. Each parses its arguments, calls one part of the library and prints what it gave.
+
+Exit codes: 0 done, 1 a check failed (`doctor`), 3 usage or input error, 130 stopped by the user. No traceback for a
+user's mistake. Everything heavy is imported inside the command that needs it, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from undersong.errors import BadSpec, UndersongError, UnknownName, nearest
+
+if TYPE_CHECKING:
+    from undersong.experiment import Experiment
+    from undersong.laboratory import Laboratory
+    from undersong.store import Artefact, Store
+
+INPUT_ERROR = 3
+STOPPED = 130
+ClickException: type[Exception] = typer.BadParameter.__mro__[2]
+"""Root of usage errors; typer has had click outside and inside, and only this way finds it in both."""
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, invoke_without_command=True)
+StoreOption = Annotated[Path, typer.Option("--store", envvar="UNDERSONG_STORE", help="Folder of artefacts.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file (YAML).")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: recipe.distill.rate=1e-3.")]
+ARTEFACTS = Path("artefacts")
+BASES = ("pocket/", "simulated/")
+
+
+@app.callback()
+def root(
+    ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False
+) -> None:
+    """Run, measure and explain subliminal learning: a trait crossing through data that looks innocent."""
+    if version:
+        from importlib.metadata import PackageNotFoundError
+        from importlib.metadata import version as installed
+
+        try:
+            typer.echo(installed("undersong"))
+        except PackageNotFoundError:
+            typer.echo("not installed: this is a source tree")
+    elif ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="The experiment's name; a folder in front of it is kept.")],
+    like: Annotated[str | None, typer.Option(help="Copy this experiment (a file, or a name in experiments/).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a commented experiment file that already passes `plan`."""
+    from undersong.experiment import Experiment
+
+    path = Path(name).with_suffix(".yaml")
+    if path.exists():
+        raise BadSpec(f"{str(path)!r} is there already. Choose another name, or remove it first.")
+    text = _like(like) if like else (Path(__file__).parent / "new.yaml").read_text("utf-8")
+    lines = [f"name: {json.dumps(path.stem)}" if line.startswith("name:") else line for line in text.splitlines()]
+    text = "\n".join(lines) + "\n"
+    Experiment.read(text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
+    _print(as_json, {"file": str(path)}, f"Wrote {path}. Next: undersong plan {path}")
+
+
+@app.command()
+def plan(file: FileArgument, sets: SetOption = None, store: StoreOption = ARTEFACTS, as_json: JsonOption = False) -> None:
+    """Show what is finished, what is missing and which field changed. Does no work."""
+    rows = _load(file, sets).plan(_store(store))
+    data = [{"kind": r.kind, "label": r.label, "fingerprint": r.fingerprint, "status": r.status, "changed": list(r.changed)}
+            for r in rows]
+    seen = Counter((r.kind, re.sub(r"-s\d+", "", r.label), r.status, "; ".join(r.changed)) for r in rows)
+    table = _table(("kind", "label", "runs", "status", "changed"), [(k, label, n, *rest) for (k, label, *rest), n in seen.items()])
+    waiting = sum(r.status != "cached" for r in rows)
+    _print(as_json, data, f"{table}\n{len(rows) - waiting} finished, {waiting} to do.")
+
+
+@app.command()
+def run(
+    file: FileArgument, sets: SetOption = None,
+    report: Annotated[Path | None, typer.Option(help="Where the HTML report goes; STORE/reports by default.")] = None,
+    store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
+) -> None:
+    """Do the missing work, print the result table and write the report. The same command resumes."""
+    from undersong.experiment import Experiment
+    from undersong.lab import lab_for
+    from undersong.reports import html, tables
+    from undersong.results import record
+
+    experiment, kept = _load(file, sets), _store(store)
+    with _progress() as say:
+        if isinstance(experiment, Experiment):
+            found = record(experiment, lab_for(kept, experiment.file.base, say))
+        else:
+            found = experiment.record(kept, say)
+    results = found.read_json("results")
+    target = report or store / "reports" / f"{results['experiment']}.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    html.write(results, target)
+    data = {"results": str(found.path / "results.json"), "report": str(target), "sentence": results["sentence"]}
+    _print(as_json, data, f"{tables.summary(results)}\n\nResults: {data['results']}\nReport:  {target}")
+
+
+@app.command()
+def measure(
+    model: Annotated[str, typer.Argument(help="A base (pocket/a, a folder) or a model artefact of the store.")],
+    probe: Annotated[str, typer.Option(help="A probe: a name, or {name: {settings}}.")],
+    trait: Annotated[list[str] | None, typer.Option(help="A trait to measure; repeat for more.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
+) -> None:
+    """Measure one model with one probe and keep the answers in the store."""
+    import yaml
+
+    from undersong import traits
+    from undersong.lab import base_ref, lab_for, unpack
+    from undersong.spec import build
+
+    try:
+        plug = build("probe", yaml.safe_load(probe), "--probe")
+    except yaml.YAMLError:
+        raise BadSpec(f"--probe {probe!r} is neither a name nor {{name: {{settings}}}}. Write one of the two.") from None
+    asked, kept = [traits.get(t) for t in trait or ()], _store(store)
+    is_base = model.startswith(BASES) or (Path(model) / "config.json").is_file()
+    ref = base_ref(model) if is_base else unpack(_find(kept, model))
+    with _progress() as say:
+        got = lab_for(kept, ref.base, say).measure(ref, plug, asked, seed, label=f"{plug.plugin_name}-{model.replace('/', '-')}")
+    keys = dict.fromkeys((v.metric, v.trait) for v in got.values)
+    rows = [(m, t, got.mean(m, t), sum(v.metric == m and v.trait == t for v in got.values)) for m, t in keys]
+    data = [{"metric": m, "trait": t, "mean": mean, "questions": n} for m, t, mean, n in rows]
+    _print(as_json, data, _table(("metric", "trait", "mean", "questions"), [(m, t, f"{x:.4f}", n) for m, t, x, n in rows]))
+
+
+@app.command()
+def report(
+    artefact: Annotated[str, typer.Argument(help="An experiment artefact, its folder, or a results.json.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")] = Path("report.html"),
+    store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
+) -> None:
+    """Write the HTML report of finished results."""
+    from undersong.reports import html, tables
+
+    given = Path(artefact)
+    file = given if given.suffix == ".json" else given / "results.json"
+    if not file.is_file():
+        file = _find(_store(store), artefact).path / "results.json"
+    try:
+        results = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadSpec(f"{str(file)!r} holds no results ({error}). Name a finished experiment; `undersong ls` lists them.") from None
+    html.write(results, out)
+    _print(as_json, {"report": str(out)}, f"{tables.summary(results)}\n\nReport:  {out}")
+
+
+@app.command(name="ls")
+def list_artefacts(
+    kind: Annotated[str | None, typer.Option(help="Only this kind: model, dataset, measurement, experiment.")] = None,
+    store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
+) -> None:
+    """List the artefacts of the store."""
+    kept = _store(store)
+    records = kept.records(kind)
+    rows = [(r["kind"], f"{r['label']}.{r['fingerprint']}", r["status"]) for r in records]
+    broken = [f"{path}: {reason}" for path, reason in kept.broken()]
+    text = _table(("kind", "artefact", "status"), rows) if rows else f"Nothing under {store}. Run an experiment first."
+    notes = "".join(f"\nBroken: {b}" for b in broken)
+    _print(as_json, {"artefacts": [dict(zip(("kind", "artefact", "status"), r, strict=True)) for r in rows], "broken": broken},
+           text + notes)
+
+
+@app.command()
+def show(
+    artefact: Annotated[str, typer.Argument(help="A fingerprint, label.fingerprint, or folder.")],
+    store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
+) -> None:
+    """Print one artefact's record and what it was made from."""
+    kept = _store(store)
+    found = _find(kept, artefact)
+    lineage = [f"{r['kind']}/{r['label']}.{r['fingerprint']}" for r in kept.lineage(found.fingerprint)]
+    data = {"path": str(found.path), "record": found.record, "lineage": lineage}
+    _print(as_json, data, json.dumps(found.record, indent=1, ensure_ascii=False) + "\n\nMade from:\n" + "\n".join(lineage))
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="An artefact.")], b: Annotated[str, typer.Argument(help="Another artefact.")],
+    store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
+) -> None:
+    """Print the fields in which two artefacts differ."""
+    from undersong.spec import diff as differences
+
+    kept = _store(store)
+    one, two = ({"kind": x.record["kind"], "spec": x.record["spec"], "parents": x.record["parents"]}
+                for x in (_find(kept, a), _find(kept, b)))
+    lines = differences(one, two)
+    _print(as_json, lines, "\n".join(lines) or "No difference: the two were asked for in the same words.")
+
+
+@app.command()
+def plugins(
+    kind: Annotated[str | None, typer.Argument(help="teacher, channel, filter, recipe, probe, ...")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List every plug-in with what it does, its settings and where it comes from."""
+    from textwrap import shorten
+
+    from undersong import registry
+
+    data = [_describe(k, n) for k in ([kind] if kind else registry.KINDS) for n in registry.names(k)]
+    text = "\n".join(
+        f"{d['kind']} {d['name']} (version {d['version']}, {d['origin']})\n    {d['does']}"
+        + "".join(f"\n      {s['name']} = {shorten(s['default'], 60)}    {s['does']}" for s in d["settings"])
+        for d in data
+    )
+    _print(as_json, data, text or f"No plug-in of the kind {kind} yet.")
+
+
+@app.command()
+def models(as_json: JsonOption = False) -> None:
+    """List the shipped pocket models with their hashes and family tree."""
+    import hashlib
+
+    from undersong import pocket
+
+    data = []
+    for name in pocket.names():
+        made = pocket.origin(name)
+        digest = hashlib.sha256((pocket.folder(name) / "model.safetensors").read_bytes()).hexdigest()
+        data.append({"name": name, **made["member"], "sha256": digest, "intact": digest == made["sha256"]})
+    rows = [(m["name"], f"seed {m['init_seed']}", f"rows {m['data_seed']}, order {m['order_seed']}", m["start"], m["match"],
+             m["sha256"][:16], "yes" if m["intact"] else "NO") for m in data]
+    tree = (pocket.__doc__ or "").split("\n\n")[1]
+    table = _table(("model", "initialisation", "data", "from", "matched to", "sha256", "intact"), rows)
+    _print(as_json, data, f"{table}\n\n{tree}")
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Check the installation: extras, devices, versions, and a simulated experiment from end to end."""
+    from undersong import doctor as checks
+
+    data = checks.examine()
+    rows = [("python", data["python"]), ("cores", data["cores"]), ("devices", ", ".join(data["devices"]))]
+    rows += [(f"extra {e}", f"missing {', '.join(m)}: pip install 'undersong[{e}]'" if m else "installed")
+             for e, m in data["missing"].items()]
+    rows += [*data["versions"].items(), ("simulated run", data["simulated"])]
+    _print(as_json, data, _table(("check", "found"), rows))
+    if data["simulated"] != checks.WORKS:
+        raise typer.Exit(1)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point: run a command and leave with its exit code."""
+    try:
+        code = app(args=args, standalone_mode=False)
+    except UndersongError as error:
+        code = _fail(str(error))
+    except ClickException as error:
+        code = _fail(f"{error.format_message()} See `undersong --help`.")  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
+        code = STOPPED
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
+        elif error.errno == errno.ENOSPC:
+            code = _fail("The disk is full. Free some space; the same command resumes.")
+        elif isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | FileExistsError):
+            code = _fail(f"{error.strerror}: {error.filename}. Check the path and try again.")
+        else:
+            raise
+    if code == STOPPED:
+        typer.echo("Stopped. The same command resumes.", err=True)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> int:
+    typer.echo(_visible(message), err=True)
+    return INPUT_ERROR
+
+
+def _visible(text: str) -> str:
+    """Text with control characters written out: what a model said must not drive the terminal."""
+    return "".join(c if c in "\n\t" or c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
+
+
+def _print(as_json: bool, data: Any, text: str) -> None:
+    typer.echo(json.dumps(data, indent=1) if as_json else _visible(text))
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Plain aligned columns; no markup, so that nothing in a cell can be taken for it."""
+    cells = [[_visible(str(c)).replace("\n", " ") for c in row] for row in (headers, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A line that is rewritten in a terminal; plain lines with the seconds elsewhere."""
+    start = time.monotonic()
+    if not sys.stderr.isatty():
+        yield lambda message: typer.echo(f"{time.monotonic() - start:6.0f}s  {_visible(message)}", err=True)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status(Text("starting")) as status:
+        yield lambda message: status.update(Text(f"{time.monotonic() - start:.0f}s  {_visible(message)}"))
+
+
+def _store(root: Path) -> Store:
+    from undersong.store import Store
+
+    return Store(root)
+
+
+def _find(store: Store, name: str) -> Artefact:
+    """The artefact a fingerprint, label or folder names."""
+    path = Path(name)
+    return store.get(f"{path.parent.name}/{path.name}" if path.is_dir() else name)
+
+
+def _load(file: Path, sets: Sequence[str] | None) -> Experiment | Laboratory:
+    from undersong.experiment import Experiment, values
+
+    if file.is_file():
+        given = values(file.read_text("utf-8"), sets or ())
+        if "laboratory" in given:
+            from undersong.laboratory import Laboratory
+
+            return Laboratory.read(given)
+    return Experiment.load(file, sets or ())
+
+
+def _like(name: str) -> str:
+    """The text of the experiment file to copy. Raises UnknownName naming the nearest one."""
+    for path in (Path(name), Path("experiments") / f"{name}.yaml"):
+        if path.is_file():
+            return path.read_text("utf-8")
+    raise UnknownName(f"There is no experiment {name!r}. {nearest(name, [p.stem for p in Path('experiments').glob('*.yaml')])}")
+
+
+def _describe(kind: str, name: str) -> dict[str, Any]:
+    from undersong import registry
+
+    cls = registry.get(kind, name)
+    docs = _field_docs(cls)
+    settings = [{"name": n, "default": "required" if f.is_required() else repr(f.get_default(call_default_factory=True)),
+                 "does": docs.get(n, "")} for n, f in cls.model_fields.items()]
+    return {"kind": kind, "name": name, "version": cls.plugin_version, "origin": cls.__module__,
+            "does": (cls.__doc__ or "").strip().split("\n")[0], "settings": settings}
+
+
+def _field_docs(cls: type[Any]) -> dict[str, str]:
+    """The first line of the docstring under each field, read from the source."""
+    import ast
+    import inspect
+    import textwrap
+
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+    return {
+        field.target.id: text.value.value.strip().split("\n")[0]
+        for field, text in zip(body, body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
+
+
+if __name__ == "__main__":
+    main()
