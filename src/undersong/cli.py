@@ -192,7 +192,7 @@ def show(
     """Print one artefact's record and what it was made from."""
     kept = _store(store)
     found = _find(kept, artefact)
-    lineage = [f"{r['kind']}/{r['label']}.{r['fingerprint']}" for r in kept.lineage(found.fingerprint)]
+    lineage = _lineage(kept, found)
     data = {"path": str(found.path), "record": found.record, "lineage": lineage}
     _print(as_json, data, json.dumps(found.record, indent=1, ensure_ascii=False) + "\n\nMade from:\n" + "\n".join(lineage))
 
@@ -335,6 +335,21 @@ def _find(store: Store, name: str) -> Artefact:
     """The artefact a fingerprint, label or folder names."""
     path = Path(name)
     return store.get(f"{path.parent.name}/{path.name}" if path.is_dir() else name)
+
+
+def _lineage(store: Store, artefact: Artefact) -> list[str]:
+    """Every ancestor after its own parents. Untouched bases are parents too, but no artefacts of this store."""
+    known = {r["fingerprint"]: r for r in store.records()}
+    order: dict[str, None] = {}
+
+    def visit(mark: str) -> None:
+        for parent in known[mark]["parents"] if mark in known else ():
+            visit(parent)
+        order.setdefault(mark)
+
+    visit(artefact.fingerprint)
+    names = {m: f"{known[m]['kind']}/{known[m]['label']}.{m}" if m in known else f"base/{m}" for m in order}
+    return list(names.values())[:-1]
 
 
 def _load(file: Path, sets: Sequence[str] | None) -> Experiment | Laboratory:

@@ -167,7 +167,7 @@ def test_json_is_the_only_thing_on_stdout(undersong, finished: Path) -> None:
     assert Path(results["results"]).is_file()
     listed = json.loads(undersong("ls", "--store", finished, "--json").out)["artefacts"]
     assert {a["kind"] for a in listed} == {"model", "dataset", "measurement", "experiment"}
-    one, two = (a["artefact"] for a in listed if a["artefact"].startswith("teacher-simulated-owl-s") and a["artefact"][22] in "12")
+    one, two = (a["artefact"] for a in listed if a["artefact"].startswith(("teacher-simulated-owl-s1.", "teacher-simulated-owl-s2.")))
     shown = json.loads(undersong("show", one, "--store", finished, "--json").out)
     assert shown["record"]["status"] == "complete"
     assert json.loads(undersong("diff", one, two, "--store", finished, "--json").out) == ["spec.seed: 1 -> 2"]
@@ -183,7 +183,8 @@ def test_show_prints_the_lineage(undersong, finished: Path) -> None:
     listed = json.loads(undersong("ls", "--kind", "measurement", "--store", finished, "--json").out)["artefacts"]
     name = next(a["artefact"] for a in listed if a["artefact"].startswith("favourite-treated"))
     lineage = json.loads(undersong("show", f"{finished}/measurement/{name}", "--store", finished, "--json").out)["lineage"]
-    assert [line.split("/")[0] for line in lineage] == ["model", "dataset", "dataset", "model"]
+    assert [line.split("/")[0] for line in lineage] == ["base", "model", "dataset", "dataset", "model"]
+    assert lineage[-1].startswith("model/student-treated")
 
 
 def test_a_new_file_passes_plan(undersong, tmp_path: Path) -> None:
