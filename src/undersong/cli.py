@@ -222,7 +222,7 @@ def plugins(
 
     from undersong import registry
 
-    data = [_describe(k, n) for k in ([kind] if kind else registry.KINDS) for n in registry.names(k)]
+    data = [registry.about(k, n) for k in ([kind] if kind else registry.KINDS) for n in registry.names(k)]
     text = "\n".join(
         f"{d['kind']} {d['name']} (version {d['version']}, {d['origin']})\n    {d['does']}"
         + "".join(f"\n      {s['name']} = {shorten(s['default'], 60)}    {s['does']}" for s in d["settings"])
@@ -370,32 +370,6 @@ def _like(name: str) -> str:
         if path.is_file():
             return path.read_text("utf-8")
     raise UnknownName(f"There is no experiment {name!r}. {nearest(name, [p.stem for p in Path('experiments').glob('*.yaml')])}")
-
-
-def _describe(kind: str, name: str) -> dict[str, Any]:
-    from undersong import registry
-
-    cls = registry.get(kind, name)
-    docs = _field_docs(cls)
-    settings = [{"name": n, "default": "required" if f.is_required() else repr(f.get_default(call_default_factory=True)),
-                 "does": docs.get(n, "")} for n, f in cls.model_fields.items()]
-    return {"kind": kind, "name": name, "version": cls.plugin_version, "origin": cls.__module__,
-            "does": (cls.__doc__ or "").strip().split("\n")[0], "settings": settings}
-
-
-def _field_docs(cls: type[Any]) -> dict[str, str]:
-    """The first line of the docstring under each field, read from the source."""
-    import ast
-    import inspect
-    import textwrap
-
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
-    return {
-        field.target.id: text.value.value.strip().split("\n")[0]
-        for field, text in zip(body, body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
-    }
 
 
 if __name__ == "__main__":
