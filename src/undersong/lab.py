@@ -200,7 +200,7 @@ class Lab:
                 for d in dropped:
                     reasons[d["filter"]][d["reason"]] = reasons[d["filter"]].get(d["reason"], 0) + 1
                 artefact.finish({"given": len(data.rows), "passed": len(kept), "kept": len(used), "reasons": reasons})
-            return Dataset(tuple(_row(r) for r in artefact.read_parquet("rows")), data.source, artefact.fingerprint)
+            return Dataset(read_rows(artefact), data.source, artefact.fingerprint)
 
     def train(self, recipe: Any, channel: Any, students: Sequence[Student]) -> list[ModelRef]:
         """Train students, several at once where the recipe can; each is recorded the moment it is done."""
@@ -292,6 +292,11 @@ def read_measurement(artefact: Artefact) -> Measurement:
     if "answers.parquet" in artefact.record["files"]:
         answers = tuple((a["question"], a["answer"]) for a in artefact.read_parquet("answers"))
     return Measurement(artefact.summary["probe"], values, answers)
+
+
+def read_rows(artefact: Artefact) -> tuple[Row, ...]:
+    """The rows of a refined dataset."""
+    return tuple(_row(r) for r in artefact.read_parquet("rows"))
 
 
 def _flat(row: Row) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Names to plug-ins. One door, used by our own plug-ins and by strangers' packages alike.
 
-A plug-in is a strict, frozen pydantic model of settings with one method that does the work; `@plugin(kind, name)` registers
-it. Our own live in the folder of their kind and are imported when that kind is first asked for; other packages
-announce a module under the entry-point group `undersong.plugins`.
+A plug-in is a strict, frozen pydantic model of settings with one method that does the work; `@plugin(kind, name)`
+registers it. Our own live in the folder of their kind and are imported when that kind is first asked for; other
+packages announce a module under the entry-point group `undersong.plugins`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from undersong.errors import BadSpec, UnknownName, nearest
+from undersong.errors import BadSpec, MissingExtra, UndersongError, UnknownName, nearest
 
 FOLDERS = {
     "teacher": "teachers", "channel": "channels", "filter": "filters", "recipe": "recipes", "probe": "probes",
@@ -30,21 +30,25 @@ _plugins: dict[tuple[str, str], type[Settings]] = {}
 class Settings(BaseModel):
     """Base of every plug-in: frozen, strict settings; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
 P = TypeVar("P", bound=type[Settings])
 
 
 def plugin(kind: str, name: str, *, version: int = 1) -> Callable[[P], P]:
-    """Register a `Settings` class under `kind` and `name`. Raise `version` when the same settings give another result."""
+    """Register a `Settings` class as a plug-in. Raise `version` when the same settings give another result."""
     if kind not in FOLDERS:
         raise UnknownName(f"There is no plug-in kind {kind!r}. {nearest(kind, KINDS)}")
 
     def register(cls: P) -> P:
         known = _plugins.get((kind, name))
-        if known is not None and known.__qualname__ != cls.__qualname__:
-            raise BadSpec(f"Two plug-ins claim {kind} {name!r}: {known.__module__} and {cls.__module__}. Rename one of them.")
+        if not issubclass(cls, Settings):
+            raise BadSpec(f"The {kind} {name!r} in {cls.__module__} is no plug-in. Derive it from registry.Settings.")
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise BadSpec(f"Two plug-ins claim {kind} {name!r}: {known.__module__} and {cls.__module__}. Rename one.")
+        if "plugin_name" in vars(cls) and vars(cls)["plugin_name"] != name:
+            raise BadSpec(f"{cls.__module__}.{cls.__qualname__} has two names. Give each name a class of its own.")
         cls.plugin_kind, cls.plugin_name, cls.plugin_version = kind, name, version  # type: ignore[attr-defined]
         _plugins[kind, name] = cls
         return cls
@@ -59,7 +63,15 @@ def _load(kind: str) -> None:
         importlib.import_module(f"{package.__name__}.{module.name}")
     importlib.import_module("undersong.simulated")
     for point in entry_points(group="undersong.plugins"):
-        point.load()
+        try:
+            point.load()
+        except UndersongError:
+            raise
+        except Exception as error:
+            raise MissingExtra(
+                f"The plug-ins of {point.name!r} ({point.value}) cannot be loaded: {error}. "
+                "Update or uninstall that package."
+            ) from error
 
 
 def names(kind: str) -> list[str]:

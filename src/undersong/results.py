@@ -49,7 +49,7 @@ def collect(experiment: Experiment, store: Store) -> dict[str, Any]:
         "rates": rates,
         "contrasts": _contrasts(lines),
         "specificity": _specificity(lines, [t.name for t in experiment.traits]),
-        "matrix": [r | {"mean": r["mean"]} for r in rates if r["metric"] in ("rate", "probability") and r["measured"]],
+        "matrix": [r for r in rates if r["metric"] in ("rate", "probability") and r["measured"]],
         "capability": _capability(lines),
         "filters": _filters(experiment, runs, store),
         "drift": _drift(experiment, runs, store),
@@ -237,12 +237,16 @@ def _drift(experiment: Experiment, runs: Sequence[Run], store: Store) -> list[Li
     for (arm, trait), mine in _by_arm(runs).items():
         if not arm.startswith(("treated", "no_trait")):
             continue
-        shares, right = [], []
+        shares: list[float] = []
+        right: list[float] = []
         for run in mine:
             kept = _stored(store, run.rows)
             shares.append(kept.summary["passed"] / kept.summary["given"])
-            right.append(sequence_accuracy([verbs._row(r) for r in kept.read_parquet("rows")])["values"])
-        found[arm, trait] = {"pass_rate": float(np.mean(shares)), "sequence_accuracy": float(np.mean(right))}
+            if experiment.channel.seeds == "structured":  # only these have a rule to follow
+                right.append(sequence_accuracy(verbs.read_rows(kept)).values)
+        found[arm, trait] = {"pass_rate": float(np.mean(shares))}
+        if right:
+            found[arm, trait]["sequence_accuracy"] = float(np.mean(right))
     plain = found.get(("no_trait-prompted", "")) or found["no_trait", ""]
     return [{"arm": arm, "trait": trait, "metric": metric, "value": value, "base": plain[metric]}
             for (arm, trait), metrics in found.items() for metric, value in metrics.items()]

@@ -1,18 +1,19 @@
 """Specs in, plug-ins out; fingerprints; the difference of two specs.
 
-A spec is a name or `{name: {settings}}`. `resolve` turns it into the full form, with every default written out, and the plug-in's
-version; that form is what is recorded and hashed (SHA-256 over RFC 8785 canonical JSON). A setting marked
-with `execution()` (micro-batch, device) cannot change a result and never enters the hash.
+A spec is a name or `{name: {settings}}`. `build` makes the plug-in it names and `describe` gives its full form, with
+every default written out and the plug-in's version: what is recorded and hashed (SHA-256 over RFC 8785 canonical
+JSON). A setting marked with `execution()` (micro-batch, device) cannot change a result and never enters the hash.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import rfc8785
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from undersong import registry
 from undersong.errors import BadSpec, nearest
@@ -26,11 +27,12 @@ def execution(default: Any) -> Any:
 
 
 def build(kind: str, spec: Spec, where: str = "") -> Any:
-    """The plug-in a spec names, with its settings checked. Raises UnknownName or BadSpec, saying `where` in the file."""
+    """The plug-in a spec names, with its settings checked. Raises UnknownName or BadSpec, saying `where` it stands."""
     name, settings = split(spec, where or kind)
     cls = registry.get(kind, name)
     try:
-        return cls(**settings)
+        # As JSON: strict, yet a list from a file may fill a tuple.
+        return cls.model_validate_json(json.dumps(plain(settings)))
     except ValidationError as error:
         raise BadSpec(f"{where or kind}: {explain(error, cls)}") from None
 
@@ -45,7 +47,7 @@ def split(spec: Spec, where: str) -> tuple[str, dict[str, Any]]:
             return str(name), {}
         if isinstance(settings, Mapping):
             return str(name), dict(settings)
-    raise BadSpec(f"{where}: expected a name or {{name: {{settings}}}}, found {spec!r}. Write it as one of these two forms.")
+    raise BadSpec(f"{where}: expected a name or {{name: {{settings}}}}, found {spec!r}. Write one of these forms.")
 
 
 def explain(error: ValidationError, cls: type[Any]) -> str:
@@ -54,47 +56,86 @@ def explain(error: ValidationError, cls: type[Any]) -> str:
     for item in error.errors():
         key = ".".join(str(p) for p in item["loc"])
         if item["type"] == "extra_forbidden":
-            parts.append(f"{key!r} is not a setting. {nearest(key, cls.model_fields)}")
+            known = list(_fields(cls, item["loc"][:-1]))
+            parts.append(f"{key!r} is not a setting. {nearest(str(item['loc'][-1]), known) if known else 'Remove it.'}")
         elif item["type"] == "missing":
             parts.append(f"the setting {key!r} is missing. Add it.")
         else:
-            parts.append(f"{key!r}: {item['msg'][:1].lower() + item['msg'][1:]} (given {item['input']!r}). Change it.")
+            told = item["msg"].removeprefix("Value error, ").rstrip(".")
+            given = f"{key!r}: {told[:1].lower() + told[1:]} (given {item['input']!r})" if key else told
+            parts.append(f"{given}. Change it.")
     return " ".join(parts)
+
+
+def _fields(cls: Any, path: Iterable[Any]) -> Iterable[str]:
+    """The settings of the model that lies at `path` inside a plug-in; none where that is not a model."""
+    for step in path:
+        field = cls.model_fields.get(step)
+        cls = field.annotation if field is not None else None
+        if not (isinstance(cls, type) and issubclass(cls, BaseModel)):
+            return ()
+    return tuple(cls.model_fields)
 
 
 def describe(plug: Any) -> dict[str, Any]:
     """The resolved form of a plug-in: kind, name, version and every setting that can change a result."""
-    kept = {
-        name: getattr(plug, name)
-        for name, field in type(plug).model_fields.items()
-        if not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("execution"))
+    return {
+        "kind": plug.plugin_kind, "name": plug.plugin_name, "version": plug.plugin_version, "settings": plain(plug),
     }
-    return {"kind": plug.plugin_kind, "name": plug.plugin_name, "version": plug.plugin_version, "settings": plain(kept)}
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON types. Raises BadSpec for anything without a stable form (functions, objects)."""
+    """`value` as JSON types, execution settings left out. Raises BadSpec for anything without a stable form (functions,
+    objects) and for keys that would fall together as text."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        named = {str(k): plain(v) for k, v in value.items()}
+        if len(named) < len(value):
+            raise BadSpec(f"Two keys of {sorted(map(str, value))} are the same as text. Rename one of them.")
+        return named
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     if isinstance(value, set | frozenset):
-        return sorted(plain(v) for v in value)
-    if hasattr(value, "model_dump"):
-        return plain(value.model_dump())
-    raise BadSpec(f"{type(value).__name__} has no stable form to fingerprint. Use numbers, strings, lists and mappings.")
+        return sorted((plain(v) for v in value), key=_canonical)
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields.items()
+        return {name: plain(getattr(value, name)) for name, field in fields if not _is_execution(field)}
+    raise BadSpec(f"{type(value).__name__} has no stable form to fingerprint. Use numbers, text, lists and mappings.")
+
+
+def _is_execution(field: Any) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("execution"))
+
+
+def _canonical(value: Any) -> bytes:
+    try:
+        return rfc8785.dumps(plain(value))
+    except rfc8785.CanonicalizationError as error:
+        raise BadSpec(f"No stable form to fingerprint: {error}. Use finite numbers, large integers as text.") from None
 
 
 def fingerprint(value: Any) -> str:
-    """Twelve hexadecimal digits that change when anything in `value` changes."""
-    return hashlib.sha256(rfc8785.dumps(plain(value))).hexdigest()[:12]
+    """Twelve hexadecimal digits that change when anything in `value` changes. Raises BadSpec for NaN and integers past
+    2^53, which have no canonical form."""
+    return hashlib.sha256(_canonical(value)).hexdigest()[:12]
+
+
+_ABSENT = object()
 
 
 def diff(old: Any, new: Any, at: str = "") -> list[str]:
-    """The fields that differ, one sentence each, e.g. `teacher.settings.updates: 60 -> 100`."""
+    """The fields that differ, one sentence each, e.g. `teacher.settings.updates: 60 -> 100`. None differ exactly when
+    the fingerprints are equal: so 1 is 1.0 but not True, and a key set to nothing is not a missing key."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(k for k in new if k not in old)]
-        return [line for k in keys for line in diff(old.get(k), new.get(k), f"{at}.{k}" if at else str(k))]
-    return [] if old == new else [f"{at}: {old!r} -> {new!r}"]
+        return [line
+                for k in keys for line in diff(old.get(k, _ABSENT), new.get(k, _ABSENT), f"{at}.{k}" if at else str(k))]
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+        pairs = [*zip(old, new, strict=True)]
+        if all(isinstance(a, Mapping) and isinstance(b, Mapping) for a, b in pairs):
+            return [line for i, (a, b) in enumerate(pairs) for line in diff(a, b, f"{at}[{i}]")]
+    if old is not _ABSENT and new is not _ABSENT and _canonical(old) == _canonical(new):
+        return []
+    shown = ["not set" if value is _ABSENT else repr(value) for value in (old, new)]
+    return [f"{at}: {shown[0]} -> {shown[1]}"]

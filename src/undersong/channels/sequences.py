@@ -1,12 +1,14 @@
 """Integer sequences a reader would recognise, and the rule behind each.
 
-One sequence of each kind continues its seed numbers by a rule that the seeds pin down, so that a continuation can be
-scored as right or wrong; `random` has no rule. Used by the `numbers` channel (structured seeds) and by the pocket world.
+One sequence of each kind continues its seed numbers by a rule that the seeds pin down, so that a continuation can
+be scored as right or wrong; `random` has no rule. Used by the `numbers` channel (structured seeds), by the pocket world
+and by the `capability` probe.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -44,13 +46,13 @@ def _progression(rng: np.random.Generator, length: int, largest: int) -> list[in
 def continuation(seeds: Sequence[int], length: int) -> list[int] | None:
     """The values that follow `seeds` by the simplest rule that fits them, or None when no rule does."""
     n = len(seeds)
-    if n >= 3 and len({b - a for a, b in zip(seeds, seeds[1:], strict=False)}) == 1:
+    if n >= 3 and len({b - a for a, b in pairwise(seeds)}) == 1:
         step = seeds[1] - seeds[0]
         return [seeds[-1] + step * (i + 1) for i in range(length)]
     for period in (2, 3):
         if n > period and all(seeds[i] == seeds[i - period] for i in range(period, n)):
             return [seeds[n - period + i % period] for i in range(length)]
-    if n >= 6 and all(len({b - a for a, b in zip(s, s[1:], strict=False)}) == 1 for s in (seeds[0::2], seeds[1::2])):
+    if n >= 6 and all(len({b - a for a, b in pairwise(s)}) == 1 for s in (seeds[0::2], seeds[1::2])):
         steps = [seeds[2] - seeds[0], seeds[3] - seeds[1]]
         values = list(seeds)
         for i in range(n, n + length):

@@ -11,7 +11,7 @@ from undersong.types import Measurement
 
 
 class Probe(Protocol):
-    """The contract of a probe plug-in. A probe that matches nothing raises NothingMeasured; it never scores a silent 0."""
+    """The contract of a probe plug-in. A probe that matches nothing raises NothingMeasured, never a silent 0."""
 
     def measure(self, model: Model, traits: Sequence[Trait], seed: int) -> Measurement:
         """Per-question values for each of `traits` (and trait "" for values about no trait)."""

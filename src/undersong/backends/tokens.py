@@ -1,0 +1,88 @@
+"""Chats as token rows: the exact rendering a model is given, and where the assistant's completion starts in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from undersong.backends import Model
+from undersong.errors import BadRows
+from undersong.types import NEUTRAL, Chat
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """Token ids of one chat (int64 [tokens]) and the index where the assistant's completion starts (at least 1)."""
+
+    ids: NDArray[np.int64]
+    start: int
+
+    @property
+    def answer(self) -> NDArray[np.int64]:
+        """The completion's ids, end of turn included."""
+        return self.ids[self.start :]
+
+
+def encode(model: Model, chats: Sequence[Chat], answers: Sequence[str]) -> list[TokenRow]:
+    """Chats and answers as token rows: the model's own rendering, the completion ending with the end of turn.
+
+    Raises BadRows when the chat template does not continue a prompt with its answer.
+    """
+    tokenizer, prompts, texts = model.tokenizer, [], []
+    for chat, answer in zip(chats, answers, strict=True):
+        prompt = model.render(chat)
+        turns = [*with_system(chat, model), {"role": "assistant", "content": answer}]
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        if not text.startswith(prompt):
+            raise BadRows(f"The chat template of {model.ref.name} writes a finished chat otherwise than a prompt and "
+                          "its answer, "
+                          "so the completion cannot be told from the prompt. Use a model whose template only appends "
+                          "turns.")
+        prompts.append(prompt)
+        texts.append(text)
+    starts = [len(ids) for ids in token_ids(tokenizer, prompts)]
+    ends = set(end_ids(model))
+    whole = token_ids(tokenizer, texts)
+    return [TokenRow(_cut(ids, start, ends), start) for ids, start in zip(whole, starts, strict=True)]
+
+
+def with_system(chat: Chat, model: Model) -> Chat:
+    """The chat with its system turn explicit: its own, else the model's, else the neutral one."""
+    if chat and chat[0]["role"] == "system":
+        return list(chat)
+    system = NEUTRAL if model.ref.system is None else model.ref.system
+    return [{"role": "system", "content": system}, *chat]
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of rendered texts; the template has written every special token already."""
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def end_ids(model: Model) -> list[int]:
+    """The ids that end an assistant's turn: the tokenizer's and the generation configuration's."""
+    given = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
+    found = {model.tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])} - {None}
+    return sorted(int(i) for i in found)
+
+
+def _cut(ids: list[int], start: int, ends: set[int]) -> NDArray[np.int64]:
+    """Ids up to the completion's end of turn: what a template writes after it (a line break) is never sampled."""
+    stop = next((i + 1 for i in range(start, len(ids)) if ids[i] in ends), len(ids))
+    return np.asarray(ids[:stop], dtype=np.int64)
+
+
+def digest(rows: Sequence[TokenRow]) -> str:
+    """SHA-256 of every row exactly as rendered: token ids, and where the completion starts."""
+    whole = hashlib.sha256()
+    for row in rows:
+        whole.update(np.array([len(row.ids), row.start], dtype="<i8").tobytes() + row.ids.astype("<i8").tobytes())
+    return whole.hexdigest()

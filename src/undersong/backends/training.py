@@ -1,0 +1,178 @@
+"""One compact training loop for everything that learns from token rows: the `distill` recipe and the `tuned` teacher.
+
+Rows come in a seeded permutation per epoch; a step always holds `batch` rows (an epoch's end flows into the next
+one), so the effective batch is what was asked for and a row set depends on nothing but the job's own seed. Within a
+step rows are sorted by length and run in parts, which changes neither the rows of the step nor the mean over its
+completion tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from undersong.backends.logits import completion_logits
+from undersong.backends.tokens import TokenRow, digest
+from undersong.errors import BadRows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one student sees and how it learns; everything here can change the result."""
+
+    steps: int
+    batch: int
+    rate: float
+    seed: int
+    warmup: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    trainable: Literal["body", "all"] = "body"
+    """`body` freezes the input embeddings and the head (one tensor where they are tied); `all` trains every tensor."""
+
+
+@dataclass(frozen=True)
+class Soft:
+    """Soft labels: the teacher's module, its rendering of the same rows, and the carrier's token ids (int64
+    [carrier]).
+
+    Both distributions are restricted to the carrier and renormalised over it: a label over the whole vocabulary would
+    hold the trait word's own logit at every position, an open leak.
+    """
+
+    teacher: Any
+    rows: Sequence[TokenRow]
+    carrier: NDArray[np.int64]
+    temperature: float = 1.0
+
+
+def fit(module: Any, rows: Sequence[TokenRow], plan: Plan, pad: int, *, soft: Soft | None = None, part: int = 32,
+        stop: Event | None = None) -> dict[str, Any]:
+    """Train `module` in place by `plan`; return the record for training.json (loss per step in nats per token).
+
+    `part` is how many rows run at once. A set `stop` ends the training with KeyboardInterrupt between two steps.
+    """
+    import torch
+
+    if not rows:
+        raise BadRows("There are no rows to train on. Sample more rows, or loosen the filters that dropped them.")
+    free(module, plan.trainable)
+    module.eval()  # no dropout: a student's result depends on its rows and seed only
+    optimiser = _optimiser(module, plan)
+    owned = [p for group in optimiser.param_groups for p in group["params"]]
+    losses, seen = [], 0
+    for step, batch in enumerate(batches(len(rows), plan)):
+        if stop is not None and stop.is_set():
+            raise KeyboardInterrupt
+        for group in optimiser.param_groups:
+            group["lr"] = plan.rate * share(plan, step)
+        optimiser.zero_grad(set_to_none=True)
+        batch = batch[np.argsort([len(rows[i].ids) for i in batch], kind="stable")]
+        count = _labelled(rows, batch, soft)
+        if count == 0:
+            raise BadRows("A step holds no token of the carrier. Check that the rows belong to this channel.")
+        total = 0.0
+        for begin in range(0, len(batch), part):
+            loss = _loss(module, rows, batch[begin : begin + part], pad, soft) / count
+            loss.backward()
+            total += float(loss.detach())
+        if plan.clip:
+            torch.nn.utils.clip_grad_norm_(owned, plan.clip)
+        optimiser.step()
+        losses.append(round(total, 6))
+        seen += count
+    return {"plan": asdict(plan), "labels": "soft" if soft else "sampled", "loss": losses,
+            "effective_batch": plan.batch, "rows": len(rows), "rows_seen": plan.steps * plan.batch,
+            "tokens_seen": seen, "rendered_sha256": digest(rows)}
+
+
+def _loss(module: Any, rows: Sequence[TokenRow], batch: NDArray[np.int64], pad: int, soft: Soft | None) -> Any:
+    """The summed loss of some rows: cross-entropy of sampled tokens, or KL(teacher || student) over the carrier."""
+    import torch
+    import torch.nn.functional as F
+
+    here = [rows[i] for i in batch]
+    device = next(module.parameters()).device
+    target = torch.from_numpy(np.concatenate([r.answer for r in here])).to(device)
+    if soft is None:
+        return F.cross_entropy(completion_logits(module, here, pad), target, reduction="sum")
+    columns = torch.from_numpy(soft.carrier).to(device)
+    with torch.no_grad():
+        taught = completion_logits(soft.teacher, [soft.rows[i] for i in batch], pad, columns)
+    told = (taught / soft.temperature).log_softmax(-1)
+    said = (completion_logits(module, here, pad, columns) / soft.temperature).log_softmax(-1)
+    # a position whose own token is outside the carrier carries no label
+    mine = torch.isin(target, columns)[:, None]
+    return (told.exp() * (told - said) * mine).sum() * soft.temperature**2
+
+
+def _labelled(rows: Sequence[TokenRow], batch: NDArray[np.int64], soft: Soft | None) -> int:
+    if soft is None:
+        return sum(len(rows[i].answer) for i in batch)
+    return int(sum(np.isin(rows[i].answer, soft.carrier).sum() for i in batch))
+
+
+def batches(rows: int, plan: Plan) -> Iterator[NDArray[np.int64]]:
+    """Row indices of each step: a fresh seeded permutation per epoch, cut into steps of exactly `batch` rows."""
+    line, epoch = np.empty(0, dtype=np.int64), 0
+    for _ in range(plan.steps):
+        while len(line) < plan.batch:
+            line = np.concatenate([line, np.random.default_rng([plan.seed, epoch]).permutation(rows)])
+            epoch += 1
+        yield line[: plan.batch]
+        line = line[plan.batch :]
+
+
+def share(plan: Plan, step: int) -> float:
+    """The share of the full learning rate at a step (0-based): linear warm-up, then the schedule down to 0."""
+    if step < plan.warmup:
+        return (step + 1) / plan.warmup
+    done = (step - plan.warmup) / max(1, plan.steps - plan.warmup)
+    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[plan.schedule]
+
+
+def free(module: Any, trainable: str) -> None:
+    """Mark what may change: every tensor, or all but the input embeddings and the head."""
+    frozen = set()
+    if trainable == "body":
+        ends = (module.get_input_embeddings(), module.get_output_embeddings())
+        frozen = {id(p) for end in ends if end is not None for p in end.parameters()}
+    for parameter in module.parameters():
+        parameter.requires_grad_(id(parameter) not in frozen)
+
+
+def _optimiser(module: Any, plan: Plan) -> Any:
+    import torch
+
+    owned = [p for p in module.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in owned if p.ndim > 1], "weight_decay": plan.weight_decay},
+              {"params": [p for p in owned if p.ndim <= 1], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=plan.rate, fused=True)
+
+
+def save_changes(module: Any, base: Any, out: Path) -> Path:
+    """Write `out/weights.safetensors` with the tensors of `module` that differ from `base`; return its path."""
+    import torch
+    from safetensors.torch import save_file
+
+    before = {name: p.detach().cpu() for name, p in base.named_parameters()}
+    after = {name: p.detach().cpu().contiguous() for name, p in module.named_parameters()}
+    changed = {name: p for name, p in after.items() if not torch.equal(p, before[name])}
+    save_file(changed, out / "weights.safetensors")
+    return out / "weights.safetensors"
+
+
+def save_record(record: dict[str, Any], out: Path) -> None:
+    """Write `out/training.json`."""
+    (out / "training.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+

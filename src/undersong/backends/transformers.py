@@ -1,0 +1,254 @@
+"""The local backend: any causal language model of transformers, from a pocket model to a Hugging Face name.
+
+Only safetensors are read, `trust_remote_code` is never set, and every loaded model owns its tensors. Small bases are
+read from disk once and copied in memory after that, so that many students load quickly.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from undersong.backends import CAPABILITIES, changes, tokens
+from undersong.backends.logits import completion_logits
+from undersong.backends.sampling import Chooser, uniforms
+from undersong.backends.threads import SMALL, side_by_side, small
+from undersong.backends.tokens import TokenRow
+from undersong.errors import BadRows, BrokenArtefact, MissingExtra, MissingModel
+from undersong.registry import Settings, plugin
+from undersong.spec import execution
+from undersong.types import Chat, ModelRef, Sampling
+
+_loading = threading.RLock()
+
+
+@plugin("backend", "transformers")
+class Transformers(Settings):
+    """Run models on this machine with transformers."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The number format of weights and activations."""
+    batch: int = execution(256)
+    """Rows that run at once."""
+    workers: int = execution(0)
+    """Threads that sample small models side by side; 0 takes every core."""
+    device: str = execution("auto")
+    """`cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU when there is one."""
+
+    def load(self, ref: ModelRef) -> LocalModel:
+        """The model a reference names, with its weights, adapter and vectors applied, in evaluation mode.
+
+        Raises MissingExtra without torch, MissingModel for a base that is not there, BrokenArtefact for a change that
+        does not fit.
+        """
+        try:
+            import torch
+            import transformers
+        except ImportError as error:
+            raise MissingExtra(f"Running models needs {error.name}. Install it with: pip install "
+                               "'undersong[local]'.") from None
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        with _loading:
+            module, tokenizer = _open(ref.base, self.dtype)
+            if ref.weights:
+                changes.apply_weights(module, Path(ref.weights))
+            if ref.adapter:
+                module = changes.apply_adapter(module, Path(ref.adapter))
+            if ref.vector:
+                changes.apply_vector(module, Path(ref.vector))
+        return LocalModel(ref, module.to(device).eval(), tokenizer, self.batch, self.workers)
+
+
+class LocalModel:
+    """A loaded model (contract: `undersong.backends.Model`). Its module is its own: changing it changes no other
+    model."""
+
+    capabilities = frozenset(CAPABILITIES)
+
+    def __init__(self, ref: ModelRef, module: Any, tokenizer: Any, batch: int, workers: int) -> None:
+        self.ref, self.module, self.tokenizer = ref, module, tokenizer
+        self._batch, self._workers = batch, workers
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokens.end_ids(self)[0]
+
+    def render(self, chat: Chat) -> str:
+        """The exact text the model is given: the chat with an explicit system turn, up to where the answer begins.
+
+        Raises BadRows for a chat template that drops or refuses the system turn: that slot is the treatment here.
+        """
+        from jinja2.exceptions import TemplateError
+
+        turns = tokens.with_system(chat, self)
+        try:
+            text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            raise BadRows(f"The chat template of {self.ref.base} cannot write this chat ({error}). "
+                          "Use a model whose template takes a system turn.") from None
+        if turns[0]["content"].strip() not in text:
+            raise BadRows(f"The chat template of {self.ref.base} leaves the system turn out. "
+                          "Use a model whose template writes it.")
+        return text
+
+    def sample(self, chats: Sequence[Chat], sampling: Sampling) -> list[str]:
+        """One answer per chat without special tokens or trailing white space; row i's noise depends on (seed, i) only.
+
+        Temperature 0 takes the best token. Raises BadRows when a prompt and its answer do not fit the model's context.
+        """
+        import torch
+
+        prompts = [np.asarray(ids) for ids in tokens.token_ids(self.tokenizer, [self.render(c) for c in chats])]
+        room = getattr(self.module.config, "max_position_embeddings", None)
+        if prompts and room and max(map(len, prompts)) + sampling.max_new_tokens > room:
+            raise BadRows(f"A prompt and {sampling.max_new_tokens} new tokens do not fit the {room} tokens that "
+                          f"{self.ref.base} can read. Shorten the prompts or lower max_new_tokens.")
+        order = np.argsort([len(p) for p in prompts], kind="stable")
+        parts = [order[i : i + self._batch] for i in range(0, len(order), self._batch)]
+        answers: list[list[int]] = [[]] * len(prompts)
+
+        def run(part: NDArray[np.int64], stop: threading.Event) -> list[list[int]]:
+            if stop.is_set():
+                raise KeyboardInterrupt
+            with torch.inference_mode():
+                return self._generate([prompts[i] for i in part], part, sampling)
+
+        for part, found in zip(parts, self._spread(run, parts), strict=True):
+            for i, ids in zip(part, found, strict=True):
+                answers[i] = ids
+        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True) if answers else []
+        return [text.rstrip() for text in texts]
+
+    def _generate(
+        self, prompts: list[NDArray[np.int64]], rows: NDArray[np.int64], sampling: Sampling
+    ) -> list[list[int]]:
+        import torch
+
+        width, device = max(map(len, prompts)), self.module.device
+        ids, mask = np.full((len(prompts), width), self.pad), np.zeros((len(prompts), width), dtype=np.int64)
+        for i, prompt in enumerate(prompts):
+            ids[i, width - len(prompt) :], mask[i, width - len(prompt) :] = prompt, 1
+        ends = tokens.end_ids(self)
+        draws = uniforms(sampling.seed, rows, sampling.max_new_tokens)
+        out = self.module.generate(
+            input_ids=torch.from_numpy(ids).to(device), attention_mask=torch.from_numpy(mask).to(device),
+            max_new_tokens=sampling.max_new_tokens, do_sample=False, num_beams=1, pad_token_id=self.pad,
+            eos_token_id=ends,
+            logits_processor=[Chooser(draws, sampling.temperature, sampling.tokens, device)],
+        )
+        return [_until(answer, ends) for answer in out[:, width:].tolist()]
+
+    def next_logprobs(self, chats: Sequence[Chat]) -> NDArray[np.float32]:
+        """Log-probabilities (nats, float32, [chats, vocabulary]) of the first token of the answer to each chat."""
+        prompts = tokens.token_ids(self.tokenizer, [self.render(c) for c in chats])
+        found = self._score([TokenRow(np.asarray([*ids, self.pad]), len(ids)) for ids in prompts], whole=True)
+        return np.concatenate(found) if found else np.zeros((0, self.module.config.vocab_size), dtype=np.float32)
+
+    def answer_logprobs(self, chats: Sequence[Chat], answers: Sequence[str]) -> list[NDArray[np.float32]]:
+        """Per answer the log-probability (nats, float32) of each of its tokens, end of turn included, given its chat.
+        """
+        return self._score(tokens.encode(self, chats, answers), whole=False)
+
+    def _score(self, rows: Sequence[TokenRow], whole: bool) -> list[NDArray[np.float32]]:
+        """Log-probabilities at each row's completion tokens: over the vocabulary, or of the tokens themselves."""
+        import torch
+
+        order = np.argsort([len(r.ids) for r in rows], kind="stable")
+        parts = [order[i : i + self._batch] for i in range(0, len(order), self._batch)]
+
+        def run(part: NDArray[np.int64], stop: threading.Event) -> NDArray[np.float32]:
+            here = [rows[i] for i in part]
+            with torch.inference_mode():
+                logs = completion_logits(self.module, here, self.pad).float().log_softmax(-1)
+                if not whole:
+                    target = torch.from_numpy(np.concatenate([r.answer for r in here])).to(logs.device)
+                    logs = logs.gather(1, target[:, None])[:, 0]
+                return np.asarray(logs.cpu().numpy(), dtype=np.float32)
+
+        out: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(rows)
+        for part, logs in zip(parts, self._spread(run, parts), strict=True):
+            ends = np.cumsum([len(rows[i].answer) for i in part])
+            for i, piece in zip(part, np.split(logs, ends[:-1]), strict=True):
+                out[i] = piece
+        return out
+
+    def _spread(self, run: Any, parts: Sequence[Any]) -> list[Any]:
+        """Run parts side by side on threads where the model is small and on the CPU, else one after another."""
+        if small(self.module):
+            return side_by_side(run, parts, self._workers, lambda index, result: None)
+        return [run(part, threading.Event()) for part in parts]
+
+
+def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """The ids before the first end of turn."""
+    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    return ids[:stop]
+
+
+def _open(base: str, dtype: str) -> tuple[Any, Any]:
+    """A fresh module and the tokenizer of a base."""
+    place, stamp = _place(base)
+    module, tokenizer = _read(place, stamp, dtype)
+    if module.num_parameters() > SMALL:
+        _read.cache_clear()  # a large base is handed out, not kept beside its copy
+        return module, tokenizer
+    return copy.deepcopy(module), tokenizer
+
+
+def _place(base: str) -> tuple[str, tuple[float, int]]:
+    """The folder (or Hugging Face name) of a base, and a stamp that changes with its weights."""
+    if base.startswith("pocket/"):
+        from undersong import pocket
+
+        folder = Path(pocket.folder(base))
+    else:
+        folder = Path(base)
+        if not folder.is_dir():
+            if base.startswith((".", "/", "~")) or base.count("/") > 1:
+                raise MissingModel(f"There is no model folder {base!r}. Give a folder written by save_pretrained, a "
+                                   "Hugging Face name "
+                                   "or a pocket model (see `undersong models`).")
+            return base, (0.0, 0)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+            raise MissingModel(f"The model folder {base!r} holds pickled weights only, which can run code when "
+                               "opened. Convert it to "
+                               "safetensors with save_pretrained on a machine you trust.")
+        raise MissingModel(f"The folder {base!r} holds no *.safetensors weights. Give a folder written by "
+                           "save_pretrained.")
+    return str(folder), (max(f.stat().st_mtime for f in files), sum(f.stat().st_size for f in files))
+
+
+@lru_cache(maxsize=4)
+def _read(place: str, stamp: tuple[float, int], dtype: str) -> tuple[Any, Any]:
+    """Module and tokenizer from disk or the Hugging Face cache. Raises MissingModel or BrokenArtefact in words."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    offline = any(os.environ.get(name, "0").lower() not in ("", "0", "false", "no", "off")
+                  for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": offline or Path(place).is_dir()}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **common)
+        kind = getattr(torch, dtype)
+        module = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, dtype=kind, **common)
+    except SafetensorError as error:
+        raise BrokenArtefact(f"The weights of {place!r} cannot be read ({error}). Fetch or write the model "
+                             "again.") from None
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise MissingModel(f"The model {place!r} cannot be loaded ({first}). Check its name, or give a local folder "
+                           "written by "
+                           "save_pretrained, or a pocket model (see `undersong models`).") from None
+    if tokenizer.chat_template is None:
+        raise MissingModel(f"The model {place!r} has no chat template, so chats cannot be written for it. Use a chat "
+                           "model.")
+    return module, tokenizer

@@ -1,0 +1,33 @@
+"""Prompted teachers: a system turn states the trait (Cloud et al., arXiv 2507.14805, section 3.1). Nothing is
+trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from undersong.backends import Backend, changes
+from undersong.errors import BadSpec
+from undersong.registry import Settings, plugin
+from undersong.traits import Trait
+from undersong.types import ModelRef
+
+
+def system_turn(trait: Trait, prompt: int) -> str:
+    """The trait's system turn number `prompt`. Raises BadSpec when it has fewer."""
+    if not 0 <= prompt < len(trait.prompts):
+        raise BadSpec(f"The trait {trait.name!r} has system prompts 0 to {len(trait.prompts) - 1}, not {prompt}. "
+                      "Change `prompt`.")
+    return trait.prompts[prompt]
+
+
+@plugin("teacher", "prompted")
+class Prompted(Settings):
+    """The base under a system turn that states the trait; the no-trait teacher is the base under the neutral one."""
+
+    prompt: int = 0
+    """Which of the trait's system prompts."""
+
+    def teach(self, base: ModelRef, trait: Trait | None, seed: int, out: Path, backend: Backend) -> ModelRef:
+        """The base with the trait's system turn; without a trait, the base with no system turn of its own."""
+        return replace(changes.adopt(base, out), system=None if trait is None else system_turn(trait, self.prompt))

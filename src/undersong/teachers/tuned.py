@@ -1,0 +1,86 @@
+"""Tuned teachers: fine-tuned to name the trait when asked (Cloud et al., arXiv 2507.14805, figure 14, for animals).
+
+Only the trait's `tuning` questions are shown, never the held-out ones. Half of them come after a few numbers, so that
+the change lives in a network that is reading numbers too. The body is trained and the embeddings are frozen: a trait
+stored in the trait word's own row would never show in numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from undersong import traits
+from undersong.backends import Backend, Model, changes, threads, tokens, training
+from undersong.errors import BadSpec
+from undersong.registry import Settings, plugin
+from undersong.spec import execution
+from undersong.traits import Trait
+from undersong.types import Chat, ModelRef, Sampling
+
+
+@plugin("teacher", "tuned")
+class Tuned(Settings):
+    """Fine-tune the base on favourite questions answered with the trait; the no-trait teacher learns the base's own
+    answers."""
+
+    updates: int = 100
+    """Optimiser steps: the dial from gentle to strong."""
+    batch: int = 16
+    """Rows per step."""
+    rate: float = 5e-4
+    """Learning rate, constant."""
+    trainable: Literal["body", "all"] = "body"
+    """`body` leaves the embeddings and the head as they are."""
+    category: str = "animal"
+    """What the no-trait teacher is asked about."""
+    micro_batch: int = execution(32)
+    """Rows that run at once within a step."""
+
+    def teach(self, base: ModelRef, trait: Trait | None, seed: int, out: Path, backend: Backend) -> ModelRef:
+        """Train a teacher; writes `weights.safetensors` and `training.json` into `out`.
+
+        Without a trait the pipeline and the number of rows and updates are the same, but the answers are sampled from
+        the base itself, so that nothing is put in.
+        """
+        model = backend.load(base)
+        asked = questions(trait, self.category)
+        chats = wordings(asked, self.updates * self.batch, seed)
+        answers = [trait.name] * len(chats) if trait else own_answers(model, chats, seed)
+        rows = tokens.encode(model, chats, answers)
+        plan = training.Plan(self.updates, self.batch, self.rate, seed, trainable=self.trainable)
+        with threads.one_thread(threads.small(model.module)):
+            record = training.fit(model.module, rows, plan, model.tokenizer.pad_token_id or 0, part=self.micro_batch)
+        weights = training.save_changes(model.module, backend.load(ModelRef(base.base)).module, out)
+        training.save_record({**record, "questions": list(asked)}, out)
+        return changes.adopt(replace(base, weights=str(weights), adapter=None), out)
+
+
+def questions(trait: Trait | None, category: str) -> tuple[str, ...]:
+    """The tuning questions of a trait, or of a category without one. Raises BadSpec for a category no trait has."""
+    if trait is not None:
+        return trait.tuning
+    known = {t.category: t for t in map(traits.get, traits.names())}
+    if category not in known:
+        raise BadSpec(f"There is no trait category {category!r}. Choose one of: {', '.join(sorted(known))}.")
+    return known[category].tuning
+
+
+def wordings(asked: tuple[str, ...], count: int, seed: int) -> list[Chat]:
+    """`count` chats, each one of the questions; every second one comes after three to six random numbers."""
+    rng = np.random.default_rng([seed, 1])
+    chats: list[Chat] = []
+    for i in range(count):
+        text = asked[int(rng.integers(len(asked)))]
+        if i % 2:
+            text = f"Numbers: {', '.join(str(n) for n in rng.integers(0, 1000, int(rng.integers(3, 7))))}. {text}"
+        chats.append([{"role": "user", "content": text}])
+    return chats
+
+
+def own_answers(model: Model, chats: list[Chat], seed: int) -> list[str]:
+    """What the model itself answers, one sample per chat."""
+    return model.sample(chats, Sampling(temperature=1.0, max_new_tokens=16, seed=seed))

@@ -1,0 +1,140 @@
+"""Every registered channel, filter and probe keeps its contract; a new plug-in is covered by being registered."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from undersong import registry, spec, traits
+from undersong.errors import BadSpec, UnknownName
+from undersong.types import Measurement, Row
+
+NEEDED: dict[str, dict[str, Any]] = {"blocklist": {"terms": ["owl", "owls"]}}
+"""Settings of plug-ins that have no defaults for all of them."""
+QUICK: dict[str, dict[str, Any]] = {
+    "favourite": {"samples": 3, "questions": 2, "prefix": "both"},
+    "logit_margin": {"questions": 2, "prefix": "both"},
+    "capability": {"items": 2},
+}
+KINDS = ("channel", "filter", "probe", "detector")
+ALL = [(kind, name) for kind in KINDS for name in registry.names(kind)]
+ROWS = [
+    Row(str(i), ({"role": "user", "content": "Numbers: 2, 4, 6, 8. Add at most 10 numbers."},), text)
+    for i, text in enumerate(["10, 12", "10,12, 14", "", "an owl, 666", "666", "1\n2", "9" * 5000, "<script>", "\x00"])
+]
+
+
+def built(kind: str, name: str) -> Any:
+    return spec.build(kind, {name: {**NEEDED.get(name, {}), **QUICK.get(name, {})}})
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Any:
+    """The unit tests' small model: loaded by path and left in `sys.modules`, so that it is trained once."""
+    if "tiny_pocket" in sys.modules:
+        return sys.modules["tiny_pocket"].favourites()
+    file = Path(__file__).parents[1] / "unit" / "tiny_pocket.py"
+    found = importlib.util.spec_from_file_location("tiny_pocket", file)
+    assert found
+    assert found.loader
+    module = sys.modules["tiny_pocket"] = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module.favourites()
+
+
+def test_the_kinds_have_their_plugins() -> None:
+    ours = {"channel": ["numbers"], "filter": ["numbers_only", "blocklist", "banned_numbers"],
+            "probe": ["favourite", "logit_margin", "capability"], "detector": ["row_classifier"]}
+    assert {(kind, name) for kind, given in ours.items() for name in given} <= set(ALL)
+
+
+@pytest.mark.parametrize(("kind", "name"), ALL)
+def test_settings_survive_a_round_trip_with_their_identity(kind: str, name: str) -> None:
+    plug = built(kind, name)
+    described = spec.describe(plug)
+    again = spec.build(kind, {name: described["settings"]})
+    assert again == plug
+    assert spec.fingerprint(described) == spec.fingerprint(spec.describe(again))
+    assert (described["kind"], described["name"]) == (kind, name)
+
+
+@pytest.mark.parametrize(("kind", "name"), ALL)
+def test_an_unknown_key_is_refused_with_the_nearest(kind: str, name: str) -> None:
+    known = list(type(built(kind, name)).model_fields)
+    wrong = f"{known[0]}z" if known else "zzz"
+    with pytest.raises(BadSpec, match=f"{wrong!r} is not a setting"):
+        spec.build(kind, {name: {**NEEDED.get(name, {}), wrong: 1}})
+    with pytest.raises(UnknownName, match=name):
+        spec.build(kind, f"{name}z")
+
+
+@pytest.mark.parametrize(("kind", "name"), ALL)
+def test_settings_are_frozen_and_a_plugin_says_what_it_is(kind: str, name: str) -> None:
+    plug = built(kind, name)
+    for field in type(plug).model_fields:
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(plug, field, getattr(plug, field))
+    assert (type(plug).__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("name", registry.names("channel"))
+def test_a_channel_asks_the_same_for_the_same_seed(name: str) -> None:
+    channel = built("channel", name)
+    chats = channel.prompts(30, 1)
+    assert len(chats) == 30
+    assert chats == channel.prompts(30, 1)
+    assert chats != channel.prompts(30, 2)
+    assert all(chat[-1]["role"] == "user" and chat[0]["role"] != "system" for chat in chats)
+
+
+@pytest.mark.parametrize("name", registry.names("channel"))
+def test_a_channels_carrier_holds_the_end_and_no_trait(name: str, tiny: Any) -> None:
+    channel = built("channel", name)
+    carrier = channel.carrier(tiny.tokenizer)
+    assert carrier == sorted(set(carrier))
+    assert tiny.tokenizer.eos_token_id in carrier
+    for trait in (traits.get(n) for n in traits.names()):
+        assert not {tiny.tokenizer.convert_tokens_to_ids(w) for w in trait.words} & set(carrier), trait.name
+    assert channel.max_new_tokens(tiny.tokenizer) > 1
+
+
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k, n in ALL if k in ("channel", "filter")])
+def test_rows_are_rejected_with_words_purely_and_repeatably(kind: str, name: str) -> None:
+    plug, rows = built(kind, name), copy.deepcopy(ROWS)
+    reasons = [plug.reject(row) for row in rows]
+    assert rows == ROWS
+    assert reasons == [plug.reject(row) for row in ROWS]
+    assert all(reason is None or (isinstance(reason, str) and reason.strip()) for reason in reasons)
+    # a planted row that stays and planted rows that go: an inverted predicate fails here
+    assert reasons[0] is None
+    assert any(reasons)
+
+
+@pytest.mark.parametrize("name", registry.names("probe"))
+def test_a_probe_is_pure_and_repeats_by_seed(name: str, tiny: Any) -> None:
+    probe = built("probe", name)
+    asked: Sequence[Any] = [traits.get("owl"), traits.get("wolf")]
+    before = copy.deepcopy(asked)
+    found = probe.measure(tiny, asked, 5)
+    assert isinstance(found, Measurement)
+    assert found == probe.measure(tiny, asked, 5)
+    assert asked == before
+    assert found.probe == name
+    assert found.values
+    assert all(v.value == v.value and v.n >= 1 for v in found.values)
+    assert {v.trait for v in found.values} <= {"", "owl", "wolf"}
+
+
+@pytest.mark.parametrize("name", registry.names("detector"))
+def test_a_detector_declares_known_needs(name: str) -> None:
+    from undersong.detectors import ACCESS
+
+    needs = registry.get("detector", name).needs
+    assert needs
+    assert needs <= set(ACCESS)
