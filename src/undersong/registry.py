@@ -110,13 +110,14 @@ def _setting_docs(cls: type[Any]) -> dict[str, str]:
     """The first line of the docstring under each setting of a class and its bases, read from the source."""
     import ast
     import inspect
+    import itertools
     import textwrap
 
     out: dict[str, str] = {}
     for base in reversed(cls.__mro__[: cls.__mro__.index(Settings)]):
         definition = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
         body = definition.body if isinstance(definition, ast.ClassDef) else []
-        for field, text in zip(body, body[1:], strict=False):
+        for field, text in itertools.pairwise(body):
             named = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
             if named and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 out[field.target.id] = str(text.value.value).strip().split("\n")[0]  # type: ignore[attr-defined]
