@@ -22,32 +22,83 @@ AT = {"probe": WANT["probe"], "metric": WANT["metric"]}
 
 def rate(arm: str, mean: float, trait: str = "", measured: str = "owl") -> dict:
     channel = "" if arm == "base" else WANT["channel"]
-    return {"channel": channel, "arm": arm, "trait": trait, "measured": measured, **AT, "n_runs": 5, "mean": mean,
-            "low": mean - 0.05, "high": mean + 0.05}
+    return {
+        "channel": channel,
+        "arm": arm,
+        "trait": trait,
+        "measured": measured,
+        **AT,
+        "n_runs": 5,
+        "mean": mean,
+        "low": mean - 0.05,
+        "high": mean + 0.05,
+    }
 
 
 def contrast(arm: str, difference: float, p: float) -> dict:
-    return {"channel": WANT["channel"], **AT, "trait": "owl", "arm": arm, "control": f"{arm}:no_trait", "n_runs": 5,
-            "difference": difference, "low": difference - 0.02, "high": difference + 0.02, "p": p}
+    return {
+        "channel": WANT["channel"],
+        **AT,
+        "trait": "owl",
+        "arm": arm,
+        "control": f"{arm}:no_trait",
+        "n_runs": 5,
+        "difference": difference,
+        "low": difference - 0.02,
+        "high": difference + 0.02,
+        "p": p,
+    }
 
 
 def good() -> dict:
     """Results in which every claim holds."""
-    treated = [rate("treated", 0.8 if t == m else 0.05, t, m) for t in ("owl", "wolf", "dolphin") for m in ("owl", "wolf")]
+    treated = [
+        rate("treated", 0.8 if t == m else 0.05, t, m) for t in ("owl", "wolf", "dolphin") for m in ("owl", "wolf")
+    ]
     reported = [rate(arm, 0.2, "owl") for arm in WANT["reported_arms"]]
     capability = [
-        {"channel": WANT["channel"], "arm": "treated", "trait": "owl", "probe": "capability", "metric": m, "n_runs": 5,
-         "mean": x, "low": x, "high": x, "base": x} for m, x in (("loss", 0.3), ("accuracy", 0.9))
+        {
+            "channel": WANT["channel"],
+            "arm": "treated",
+            "trait": "owl",
+            "probe": "capability",
+            "metric": m,
+            "n_runs": 5,
+            "mean": x,
+            "low": x,
+            "high": x,
+            "base": x,
+        }
+        for m, x in (("loss", 0.3), ("accuracy", 0.9))
     ]
     return {
         "experiment": WANT["experiment"],
         "rates": [rate("base", 0.12), rate("no_trait", 0.11), *treated, *reported],
         "contrasts": [contrast(arm, 0.01, 0.6) for arm in WANT["null_arms"]],
-        "specificity": [{"channel": WANT["channel"], "arm": "treated", **AT, "traits": ["owl", "wolf"], "lambda": 0.7,
-                         "low": 0.6, "high": 0.8, "p": 0.001}],
+        "specificity": [
+            {
+                "channel": WANT["channel"],
+                "arm": "treated",
+                **AT,
+                "traits": ["owl", "wolf"],
+                "lambda": 0.7,
+                "low": 0.6,
+                "high": 0.8,
+                "p": 0.001,
+            }
+        ],
         "capability": capability,
-        "filters": [{"arm": "treated", "trait": "owl", "name": "numbers_only", "kept": 9, "dropped": 1, "reasons": {"x": 1},
-                     "mentions_left": 0}],
+        "filters": [
+            {
+                "arm": "treated",
+                "trait": "owl",
+                "name": "numbers_only",
+                "kept": 9,
+                "dropped": 1,
+                "reasons": {"x": 1},
+                "mentions_left": 0,
+            }
+        ],
         "classifier": [{"trait": "owl", "accuracy": 0.7, "confound_accuracy": 0.5, "chance": 0.5, "n_rows": 100}],
     }
 
