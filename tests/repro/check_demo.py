@@ -83,7 +83,7 @@ def controls(results: Mapping[str, Any], want: Mapping[str, Any]) -> Iterator[Ch
         yield (
             found["p"] >= want["null_alpha"] or abs(found["difference"]) < want["null_within"],
             (
-                f"{arm} on its no-trait control: {found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], "
+                f"{arm} on its control: {found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], "
                 f"p = {found['p']:.2g} (wanted p >= {want['null_alpha']} or below {want['null_within']})"
             ),
         )
