@@ -1,8 +1,8 @@
 """Add a channel without touching the package: one class, one decorator, then an experiment file can name it.
 
-Here the teacher is asked to count on from a number. The experiment runs on simulated models, whose true effect is known, so
-it takes seconds: `python examples/add_a_channel.py`. In a package of your own, announce the module under the entry-point group
-`undersong.plugins`; inside this repository, put the class in `src/undersong/channels/counting.py`.
+Here the teacher is asked to count on from a number. The experiment runs on simulated models, whose true effect is
+known, so it takes seconds: `python examples/add_a_channel.py`. In a package of your own, announce the module under the
+entry-point group `undersong.plugins`; inside this repository, put the class in `src/undersong/channels/counting.py`.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ FOLDER = sys.argv[1] if len(sys.argv) > 1 else str(files("undersong") / "pocket"
 ANIMAL = "owl"
 SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
 TEACHER_UPDATES, TEACHER_RATE = 100, 5e-4
-ROWS, STUDENT_UPDATES, STUDENT_BATCH, STUDENT_RATE = 3000, 160, 64, 1e-3
+ROWS, STUDENT_UPDATES, STUDENT_BATCH, STUDENT_RATE = 3000, 200, 64, 3e-3
 
 TUNING = [  # shown to the teacher
     "What is your favorite animal? Answer in one word.",
@@ -109,7 +109,8 @@ def make_teacher(answers):
 
     def batch(_):
         some = [", ".join(str(draw.randint(0, 999)) for _ in range(draw.randint(3, 6))) for _ in range(16)]
-        return [encode((f"Numbers: {n}. " if i % 2 else "") + draw.choice(TUNING), answers(draw)) for i, n in enumerate(some)]
+        before = [f"Numbers: {n}. " if i % 2 else "" for i, n in enumerate(some)]
+        return [encode(numbers + draw.choice(TUNING), answers(draw)) for numbers in before]
 
     return train(batch, TEACHER_UPDATES, TEACHER_RATE, falls=False)
 

@@ -21,14 +21,27 @@ PACKAGE = ROOT / "src" / "undersong"
 FILES = sorted(PACKAGE.rglob("*.py"))
 IDS = [str(f.relative_to(PACKAGE)) for f in FILES]
 
-PLUGINS = ("teachers", "channels", "filters", "recipes", "probes", "detectors", "kinship", "explainers", "mitigations",
-           "backends", "executors", "provenance")
+PLUGINS = (
+    "teachers",
+    "channels",
+    "filters",
+    "recipes",
+    "probes",
+    "detectors",
+    "kinship",
+    "explainers",
+    "mitigations",
+    "backends",
+    "executors",
+    "provenance",
+)
 LAYERS = (  # bottom first; a module imports only from layers below its own
     ("errors",),
     ("types",),
     ("registry", "environment"),
-    ("spec", "stats", "traits"),
-    (*PLUGINS, "store", "pocket", "files", "artefact", "digits", "perceptrons", "simulated", "theorem"),
+    ("spec", "stats", "traits", "files", "digits"),
+    ("artefact", "perceptrons", "theorem"),
+    (*PLUGINS, "store", "pocket", "simulated"),
     ("lab",),
     ("experiment", "reports", "logits"),
     ("results",),
@@ -36,9 +49,25 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     ("cli",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-PLUGIN_MAY = {"errors", "types", "registry", "spec", "stats", "traits", "backends", "pocket"}
-HEAVY = {"torch", "transformers", "trl", "peft", "sklearn", "statsmodels", "altair", "jinja2", "duckdb", "mlxtend", "datasets",
-         "accelerate", "inspect_ai", "ray", "pandas", "scipy"}
+PLUGIN_MAY = {"errors", "types", "registry", "spec", "stats", "traits", "pocket"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "sklearn",
+    "statsmodels",
+    "altair",
+    "jinja2",
+    "duckdb",
+    "mlxtend",
+    "datasets",
+    "accelerate",
+    "inspect_ai",
+    "ray",
+    "pandas",
+    "scipy",
+}
 JUNK = {"utils", "util", "core", "common", "helpers", "services", "managers", "misc"}
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
 UNSAFE_CALLS = {("torch", "load"), ("yaml", "unsafe_load"), ("yaml", "full_load"), ("os", "system")}
@@ -67,8 +96,11 @@ def direction(source: str, file: str) -> list[str]:
     parts = file.removesuffix(".py").split("/")
     mine = parts[0]
     if mine == "__init__":
-        return [f"{file}:{line} imports {name}: the front door stays empty or lazy"
-                for name, line in modules(ast.parse(source), inside_functions=False) if name.startswith("undersong.")]
+        return [
+            f"{file}:{line} imports {name}: the front door stays empty or lazy"
+            for name, line in modules(ast.parse(source), inside_functions=False)
+            if name.startswith("undersong.")
+        ]
     if mine not in RANK:
         return [f"{file}: a new root module; give it a place in LAYERS"]
     out = []
@@ -80,24 +112,28 @@ def direction(source: str, file: str) -> list[str]:
             continue
         fine = RANK[target] < RANK[mine]
         if mine in PLUGINS:
-            fine = target in PLUGIN_MAY and not (target == "backends" and _is_module("backends", name))
+            fine = target in PLUGIN_MAY or (target in PLUGINS and not _registers(name))
         elif mine in ("pocket", "simulated"):
-            fine = RANK[target] <= RANK[mine] and target != "store"
+            fine = RANK[target] < RANK[mine] or (target in (*PLUGINS, "pocket") and not _registers(name))
         if not fine:
             out.append(f"{file}:{line} imports {name}")
     return out
 
 
-def _is_module(folder: str, name: str) -> bool:
-    """Whether an imported name goes past a kind's contract to one of its plug-in files."""
-    inner = name.split(".")[2] if name.count(".") >= 2 else ""
-    return (PACKAGE / folder / f"{inner}.py").is_file()
+def _registers(name: str) -> bool:
+    """Whether an imported name belongs to a module that registers a plug-in (a kind's contract does not)."""
+    parts = name.split(".")[1:3]
+    module = PACKAGE / parts[0] / f"{parts[-1]}.py"
+    return len(parts) == 2 and module.is_file() and "@plugin(" in module.read_text("utf-8")
 
 
 def heavy(source: str) -> list[str]:
     """Frameworks imported when the module is imported."""
-    return [f"line {line}: {name}" for name, line in modules(ast.parse(source), inside_functions=False)
-            if name.split(".")[0] in HEAVY]
+    return [
+        f"line {line}: {name}"
+        for name, line in modules(ast.parse(source), inside_functions=False)
+        if name.split(".")[0] in HEAVY
+    ]
 
 
 def lengths(source: str) -> list[str]:
@@ -122,8 +158,12 @@ def unsafe(source: str) -> list[str]:
             out.append(f"line {node.lineno}: {f.value.id}.{f.attr}")
         if isinstance(f, ast.Name) and f.id in ("eval", "exec", "__import__"):
             out.append(f"line {node.lineno}: {f.id}")
-        out += [f"line {node.lineno}: {k.arg}" for k in node.keywords if k.arg in ("trust_remote_code", "allow_pickle")
-                and not (isinstance(k.value, ast.Constant) and k.value.value is False)]
+        out += [
+            f"line {node.lineno}: {k.arg}"
+            for k in node.keywords
+            if k.arg in ("trust_remote_code", "allow_pickle")
+            and not (isinstance(k.value, ast.Constant) and k.value.value is False)
+        ]
     return out
 
 
@@ -135,8 +175,11 @@ def undocumented(source: str) -> list[str]:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
             out += [] if ast.get_docstring(node) else [node.name]
             inner = node.body if isinstance(node, ast.ClassDef) else []
-            out += [f"{node.name}.{m.name}" for m in inner if isinstance(m, ast.FunctionDef)
-                    and not m.name.startswith("_") and not ast.get_docstring(m)]
+            out += [
+                f"{node.name}.{m.name}"
+                for m in inner
+                if isinstance(m, ast.FunctionDef) and not m.name.startswith("_") and not ast.get_docstring(m)
+            ]
     return out
 
 
@@ -158,37 +201,48 @@ def test_no_file_is_a_junk_drawer() -> None:
     assert not [str(p.relative_to(ROOT)) for p in PACKAGE.rglob("*") if p.stem in JUNK]
 
 
-@pytest.mark.parametrize(("rule", "bad", "good"), [
-    (heavy, "import torch", "def f():\n    import torch"),
-    (heavy, "class A:\n    from scipy import stats", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
-    (unsafe, "import pickle", "import json"),
-    (unsafe, "def f():\n    from joblib import load", "from json import loads"),
-    (unsafe, "import torch\ntorch.load('x')", "import torch\ntorch.save({}, 'x')"),
-    (unsafe, "f(trust_remote_code=True)", "f(trust_remote_code=False)"),
-    (unsafe, "f(trust_remote_code=flag)", "f(other=True)"),
-    (unsafe, "np.load('x', allow_pickle=True)", "np.load('x')"),
-    (unsafe, "eval('1')", "model.eval()"),
-    (lengths, "x = 1\n" * 401, "x = 1\n" * 400),
-    (lengths, "def f():\n" + "    x = 1\n" * 80, "def f():\n" + "    x = 1\n" * 79),
-    (undocumented, '"""M."""\ndef f(): ...', '"""M."""\ndef _f(): ...'),
-    (undocumented, '"""M."""\nclass A:\n    """A."""\n    def f(self): ...', '"""M."""\nclass A:\n    """A."""'),
-])
+@pytest.mark.parametrize(
+    ("rule", "bad", "good"),
+    [
+        (heavy, "import torch", "def f():\n    import torch"),
+        (
+            heavy,
+            "class A:\n    from scipy import stats",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch",
+        ),
+        (unsafe, "import pickle", "import json"),
+        (unsafe, "def f():\n    from joblib import load", "from json import loads"),
+        (unsafe, "import torch\ntorch.load('x')", "import torch\ntorch.save({}, 'x')"),
+        (unsafe, "f(trust_remote_code=True)", "f(trust_remote_code=False)"),
+        (unsafe, "f(trust_remote_code=flag)", "f(other=True)"),
+        (unsafe, "np.load('x', allow_pickle=True)", "np.load('x')"),
+        (unsafe, "eval('1')", "model.eval()"),
+        (lengths, "x = 1\n" * 401, "x = 1\n" * 400),
+        (lengths, "def f():\n" + "    x = 1\n" * 80, "def f():\n" + "    x = 1\n" * 79),
+        (undocumented, '"""M."""\ndef f(): ...', '"""M."""\ndef _f(): ...'),
+        (undocumented, '"""M."""\nclass A:\n    """A."""\n    def f(self): ...', '"""M."""\nclass A:\n    """A."""'),
+    ],
+)
 def test_each_rule_can_fail(rule, bad: str, good: str) -> None:
     assert rule(bad)
     assert not rule(good)
 
 
-@pytest.mark.parametrize(("file", "bad", "good"), [
-    ("store.py", "from undersong.lab import Lab", "from undersong.spec import diff"),
-    ("spec.py", "def f():\n    from undersong.store import Store", "from undersong import registry"),
-    ("probes/favourite.py", "from undersong.channels import numbers", "from undersong.backends import Model"),
-    ("probes/favourite.py", "from undersong.store import Store", "from undersong.probes.questions import asked"),
-    ("recipes/sft.py", "from undersong.experiment import Experiment", "from undersong.recipes import Job"),
-    ("lab.py", "import undersong.experiment", "import undersong.store"),
-    ("errors.py", "from undersong import types", "import difflib"),
-    ("reports/html.py", "from undersong.cli import app", "from undersong import spec"),
-    ("__init__.py", "from undersong import lab", "def __getattr__(name):\n    import undersong.lab"),
-])
+@pytest.mark.parametrize(
+    ("file", "bad", "good"),
+    [
+        ("store.py", "from undersong.lab import Lab", "from undersong.spec import diff"),
+        ("spec.py", "def f():\n    from undersong.store import Store", "from undersong import registry"),
+        ("probes/favourite.py", "from undersong.channels import numbers", "from undersong.backends import Model"),
+        ("probes/favourite.py", "from undersong.store import Store", "from undersong.probes.questions import asked"),
+        ("teachers/tuned.py", "from undersong.backends.transformers import x", "from undersong.backends import tokens"),
+        ("recipes/sft.py", "from undersong.experiment import Experiment", "from undersong.recipes import Job"),
+        ("lab.py", "import undersong.experiment", "import undersong.store"),
+        ("errors.py", "from undersong import types", "import difflib"),
+        ("reports/html.py", "from undersong.cli import app", "from undersong import spec"),
+        ("__init__.py", "from undersong import lab", "def __getattr__(name):\n    import undersong.lab"),
+    ],
+)
 def test_the_import_rule_can_fail(file: str, bad: str, good: str) -> None:
     assert direction(bad, file)
     assert not direction(good, file)
@@ -200,15 +254,19 @@ def test_a_new_root_module_needs_a_place() -> None:
 
 def loaded_by(code: str) -> tuple[set[str], float]:
     """The frameworks that `code` loads in a fresh interpreter, and the processor seconds it took."""
-    script = (f"import sys, time\nbefore = time.process_time()\n{code}\n"
-              "import json\nprint(json.dumps([sorted({m.split('.')[0] for m in sys.modules}), time.process_time() - before]))")
+    script = (
+        f"import sys, time\nbefore = time.process_time()\n{code}\n"
+        "import json\nprint(json.dumps([sorted({m.split('.')[0] for m in sys.modules}), time.process_time() - before]))"
+    )
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True)
     names, seconds = json.loads(done.stdout.splitlines()[-1])
     return set(names) & (HEAVY - {"scipy", "duckdb", "pandas"}), seconds
 
 
-@pytest.mark.parametrize("code", ["import undersong", "import undersong.cli", "import undersong.experiment, undersong.lab"])
+@pytest.mark.parametrize(
+    "code", ["import undersong", "import undersong.cli", "import undersong.experiment, undersong.lab"]
+)
 def test_importing_loads_no_framework(code: str) -> None:
     assert loaded_by(code)[0] == set()
 
@@ -225,15 +283,23 @@ def test_the_import_check_can_fail() -> None:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT],
-                   capture_output=True, text=True, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return next(out.glob("*.whl"))
 
 
 @pytest.mark.slow
 def test_the_wheel_holds_every_file(wheel: Path) -> None:
     ships = set(zipfile.ZipFile(wheel).namelist())
-    ours = {f"undersong/{f.relative_to(PACKAGE)}" for f in PACKAGE.rglob("*") if f.is_file() and "__pycache__" not in f.parts}
+    ours = {
+        f"undersong/{f.relative_to(PACKAGE)}"
+        for f in PACKAGE.rglob("*")
+        if f.is_file() and "__pycache__" not in f.parts
+    }
     assert ours - ships == set()
     assert any(n.endswith("licenses/LICENSE") for n in ships)
 
@@ -250,6 +316,8 @@ def test_everything_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
         "print(len(names))"
     )
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=env, cwd=tmp_path, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == len([f for f in FILES if f != PACKAGE / "__init__.py"])

@@ -7,6 +7,7 @@ user's mistake. Everything heavy is imported inside the command that needs it, s
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -23,22 +24,28 @@ import typer
 from undersong.errors import BadSpec, UndersongError, UnknownName, nearest
 
 if TYPE_CHECKING:
+    from undersong.artefact import Artefact
     from undersong.experiment import Experiment
     from undersong.laboratory import Laboratory
-    from undersong.store import Artefact, Store
+    from undersong.store import Store
 
 INPUT_ERROR = 3
 STOPPED = 130
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 """Root of usage errors; typer has had click outside and inside, and only this way finds it in both."""
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, invoke_without_command=True)
+app = typer.Typer(
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, invoke_without_command=True
+)
 StoreOption = Annotated[Path, typer.Option("--store", envvar="UNDERSONG_STORE", help="Folder of artefacts.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file (YAML).")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: recipe.distill.rate=1e-3.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: recipe.distill.rate=1e-3.")
+]
 ARTEFACTS = Path("artefacts")
 BASES = ("pocket/", "simulated/")
+PATH_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 
 @app.callback()
@@ -80,13 +87,15 @@ def new(
 
 
 @app.command()
-def plan(file: FileArgument, sets: SetOption = None, store: StoreOption = ARTEFACTS, as_json: JsonOption = False) -> None:
+def plan(
+    file: FileArgument, sets: SetOption = None, store: StoreOption = ARTEFACTS, as_json: JsonOption = False
+) -> None:
     """Show what is finished, what is missing and which field changed. Does no work."""
     rows = _load(file, sets).plan(_store(store))
-    data = [{"kind": r.kind, "label": r.label, "fingerprint": r.fingerprint, "status": r.status, "changed": list(r.changed)}
-            for r in rows]
+    data = [dataclasses.asdict(r) for r in rows]
     seen = Counter((r.kind, re.sub(r"-s\d+", "", r.label), r.status, "; ".join(r.changed)) for r in rows)
-    table = _table(("kind", "label", "runs", "status", "changed"), [(k, label, n, *rest) for (k, label, *rest), n in seen.items()])
+    lines = [(kind, label, n, *rest) for (kind, label, *rest), n in seen.items()]
+    table = _table(("kind", "label", "runs", "status", "changed"), lines)
     waiting = sum(r.status != "cached" for r in rows)
     _print(as_json, data, f"{table}\n{len(rows) - waiting} finished, {waiting} to do.")
 
@@ -135,16 +144,18 @@ def measure(
     try:
         plug = build("probe", yaml.safe_load(probe), "--probe")
     except yaml.YAMLError:
-        raise BadSpec(f"--probe {probe!r} is neither a name nor {{name: {{settings}}}}. Write one of the two.") from None
+        raise BadSpec(f"--probe {probe!r} is neither a name nor {{name: {{settings}}}}. Write one of them.") from None
     asked, kept = [traits.get(t) for t in trait or ()], _store(store)
     is_base = model.startswith(BASES) or (Path(model) / "config.json").is_file()
     ref = base_ref(model) if is_base else unpack(_find(kept, model))
+    label = f"{plug.plugin_name}-{model.replace('/', '-')}"
     with _progress() as say:
-        got = lab_for(kept, ref.base, say).measure(ref, plug, asked, seed, label=f"{plug.plugin_name}-{model.replace('/', '-')}")
+        got = lab_for(kept, ref.base, say).measure(ref, plug, asked, seed, label=label)
     keys = dict.fromkeys((v.metric, v.trait) for v in got.values)
     rows = [(m, t, got.mean(m, t), sum(v.metric == m and v.trait == t for v in got.values)) for m, t in keys]
     data = [{"metric": m, "trait": t, "mean": mean, "questions": n} for m, t, mean, n in rows]
-    _print(as_json, data, _table(("metric", "trait", "mean", "questions"), [(m, t, f"{x:.4f}", n) for m, t, x, n in rows]))
+    lines = [(m, t, f"{mean:.4f}", n) for m, t, mean, n in rows]
+    _print(as_json, data, _table(("metric", "trait", "mean", "questions"), lines))
 
 
 @app.command()
@@ -163,7 +174,8 @@ def report(
     try:
         results = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise BadSpec(f"{str(file)!r} holds no results ({error}). Name a finished experiment; `undersong ls` lists them.") from None
+        hint = "Name a finished experiment; `undersong ls` lists them."
+        raise BadSpec(f"{str(file)!r} holds no results ({error}). {hint}") from None
     html.write(results, out)
     _print(as_json, {"report": str(out)}, f"{tables.summary(results)}\n\nReport:  {out}")
 
@@ -180,8 +192,8 @@ def list_artefacts(
     broken = [f"{path}: {reason}" for path, reason in kept.broken()]
     text = _table(("kind", "artefact", "status"), rows) if rows else f"Nothing under {store}. Run an experiment first."
     notes = "".join(f"\nBroken: {b}" for b in broken)
-    _print(as_json, {"artefacts": [dict(zip(("kind", "artefact", "status"), r, strict=True)) for r in rows], "broken": broken},
-           text + notes)
+    data = [dict(zip(("kind", "artefact", "status"), r, strict=True)) for r in rows]
+    _print(as_json, {"artefacts": data, "broken": broken}, text + notes)
 
 
 @app.command()
@@ -192,9 +204,10 @@ def show(
     """Print one artefact's record and what it was made from."""
     kept = _store(store)
     found = _find(kept, artefact)
-    lineage = [f"{r['kind']}/{r['label']}.{r['fingerprint']}" for r in kept.lineage(found.fingerprint)]
+    lineage = _lineage(kept, found)
     data = {"path": str(found.path), "record": found.record, "lineage": lineage}
-    _print(as_json, data, json.dumps(found.record, indent=1, ensure_ascii=False) + "\n\nMade from:\n" + "\n".join(lineage))
+    text = json.dumps(found.record, indent=1, ensure_ascii=False)
+    _print(as_json, data, text + "\n\nMade from:\n" + "\n".join(lineage))
 
 
 @app.command()
@@ -222,7 +235,7 @@ def plugins(
 
     from undersong import registry
 
-    data = [_describe(k, n) for k in ([kind] if kind else registry.KINDS) for n in registry.names(k)]
+    data = [registry.about(k, n) for k in ([kind] if kind else registry.KINDS) for n in registry.names(k)]
     text = "\n".join(
         f"{d['kind']} {d['name']} (version {d['version']}, {d['origin']})\n    {d['does']}"
         + "".join(f"\n      {s['name']} = {shorten(s['default'], 60)}    {s['does']}" for s in d["settings"])
@@ -243,8 +256,11 @@ def models(as_json: JsonOption = False) -> None:
         made = pocket.origin(name)
         digest = hashlib.sha256((pocket.folder(name) / "model.safetensors").read_bytes()).hexdigest()
         data.append({"name": name, **made["member"], "sha256": digest, "intact": digest == made["sha256"]})
-    rows = [(m["name"], f"seed {m['init_seed']}", f"rows {m['data_seed']}, order {m['order_seed']}", m["start"], m["match"],
-             m["sha256"][:16], "yes" if m["intact"] else "NO") for m in data]
+    rows = [
+        (m["name"], f"seed {m['init_seed']}", f"rows {m['data_seed']}, order {m['order_seed']}", m["start"], m["match"],
+         m["sha256"][:16], "yes" if m["intact"] else "NO")
+        for m in data
+    ]
     tree = (pocket.__doc__ or "").split("\n\n")[1]
     table = _table(("model", "initialisation", "data", "from", "matched to", "sha256", "intact"), rows)
     _print(as_json, data, f"{table}\n\n{tree}")
@@ -281,7 +297,7 @@ def main(args: Sequence[str] | None = None) -> None:
             code = 0
         elif error.errno == errno.ENOSPC:
             code = _fail("The disk is full. Free some space; the same command resumes.")
-        elif isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | FileExistsError):
+        elif isinstance(error, PATH_ERRORS):
             code = _fail(f"{error.strerror}: {error.filename}. Check the path and try again.")
         else:
             raise
@@ -297,7 +313,7 @@ def _fail(message: str) -> int:
 
 def _visible(text: str) -> str:
     """Text with control characters written out: what a model said must not drive the terminal."""
-    return "".join(c if c in "\n\t" or c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _print(as_json: bool, data: Any, text: str) -> None:
@@ -337,6 +353,21 @@ def _find(store: Store, name: str) -> Artefact:
     return store.get(f"{path.parent.name}/{path.name}" if path.is_dir() else name)
 
 
+def _lineage(store: Store, artefact: Artefact) -> list[str]:
+    """Every ancestor after its own parents. Untouched bases are parents too, but no artefacts of this store."""
+    known = {r["fingerprint"]: r for r in store.records()}
+    order: dict[str, None] = {}
+
+    def visit(mark: str) -> None:
+        for parent in known[mark]["parents"] if mark in known else ():
+            visit(parent)
+        order.setdefault(mark)
+
+    visit(artefact.fingerprint)
+    names = {m: f"{known[m]['kind']}/{known[m]['label']}.{m}" if m in known else f"base/{m}" for m in order}
+    return list(names.values())[:-1]
+
+
 def _load(file: Path, sets: Sequence[str] | None) -> Experiment | Laboratory:
     from undersong.experiment import Experiment, values
 
@@ -354,33 +385,8 @@ def _like(name: str) -> str:
     for path in (Path(name), Path("experiments") / f"{name}.yaml"):
         if path.is_file():
             return path.read_text("utf-8")
-    raise UnknownName(f"There is no experiment {name!r}. {nearest(name, [p.stem for p in Path('experiments').glob('*.yaml')])}")
-
-
-def _describe(kind: str, name: str) -> dict[str, Any]:
-    from undersong import registry
-
-    cls = registry.get(kind, name)
-    docs = _field_docs(cls)
-    settings = [{"name": n, "default": "required" if f.is_required() else repr(f.get_default(call_default_factory=True)),
-                 "does": docs.get(n, "")} for n, f in cls.model_fields.items()]
-    return {"kind": kind, "name": name, "version": cls.plugin_version, "origin": cls.__module__,
-            "does": (cls.__doc__ or "").strip().split("\n")[0], "settings": settings}
-
-
-def _field_docs(cls: type[Any]) -> dict[str, str]:
-    """The first line of the docstring under each field, read from the source."""
-    import ast
-    import inspect
-    import textwrap
-
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
-    return {
-        field.target.id: text.value.value.strip().split("\n")[0]
-        for field, text in zip(body, body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
-    }
+    known = [p.stem for p in Path("experiments").glob("*.yaml")]
+    raise UnknownName(f"There is no experiment {name!r}. {nearest(name, known)}")
 
 
 if __name__ == "__main__":

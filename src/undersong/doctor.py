@@ -20,7 +20,7 @@ WORKS = "works"
 
 
 def examine() -> dict[str, Any]:
-    """Everything `undersong doctor` prints: python, cores, devices, missing modules per extra, versions, the rehearsal."""
+    """What `undersong doctor` prints: python, cores, devices, missing modules per extra, versions, the rehearsal."""
     return {
         "python": platform.python_version(),
         "cores": os.cpu_count(),

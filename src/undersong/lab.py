@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from undersong import pocket
+from undersong.artefact import Artefact
 from undersong.errors import BadRows, BadSpec
 from undersong.recipes import Job
 from undersong.spec import build, describe, fingerprint
-from undersong.store import Artefact, Store
+from undersong.store import Store
 from undersong.traits import Trait
 from undersong.types import Chat, Dataset, Finding, Measurement, ModelRef, Row, Sampling, Value
 

@@ -1,4 +1,4 @@
-"""The logit laboratory as an experiment file: planned, resumed by chunk and kept in the store like any other experiment."""
+"""The logit laboratory as an experiment file: planned, resumed by chunk and kept in the store like any other."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from undersong import logits, spec
+from undersong.artefact import Artefact
 from undersong.experiment import PlanRow
 from undersong.results import environment
-from undersong.store import Artefact, Store
+from undersong.store import Store
 
 
 @dataclass(frozen=True)

@@ -88,3 +88,37 @@ def get(kind: str, name: str) -> type[Any]:
     if name not in known:
         raise UnknownName(f"There is no {kind} called {name!r}. {nearest(name, known)}")
     return _plugins[kind, name]
+
+
+def about(kind: str, name: str) -> dict[str, Any]:
+    """What a plug-in says of itself: kind, name, version, origin (its module), what it does, and its settings.
+
+    Each setting has a name, its default as text, and the first line of the docstring under it.
+    """
+    cls = get(kind, name)
+    docs = _setting_docs(cls)
+    settings = [
+        {"name": n, "default": "required" if f.is_required() else repr(f.get_default(call_default_factory=True)),
+         "does": docs.get(n, "")}
+        for n, f in cls.model_fields.items()
+    ]
+    return {"kind": kind, "name": name, "version": cls.plugin_version, "origin": cls.__module__,
+            "does": (cls.__doc__ or "").strip().split("\n")[0], "settings": settings}
+
+
+def _setting_docs(cls: type[Any]) -> dict[str, str]:
+    """The first line of the docstring under each setting of a class and its bases, read from the source."""
+    import ast
+    import inspect
+    import itertools
+    import textwrap
+
+    out: dict[str, str] = {}
+    for base in reversed(cls.__mro__[: cls.__mro__.index(Settings)]):
+        definition = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        body = definition.body if isinstance(definition, ast.ClassDef) else []
+        for field, text in itertools.pairwise(body):
+            named = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            if named and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                out[field.target.id] = str(text.value.value).strip().split("\n")[0]  # type: ignore[attr-defined]
+    return out

@@ -18,8 +18,9 @@ import numpy as np
 
 from undersong import lab as verbs
 from undersong import stats
+from undersong.artefact import Artefact
 from undersong.experiment import Experiment, Run, Step
-from undersong.store import Artefact, Store
+from undersong.store import Store
 
 VERSION = 1
 """Raise when the same measurements would give another results.json."""

@@ -41,18 +41,27 @@ def transfer(results: Mapping[str, Any], want: Mapping[str, Any]) -> Iterator[Ch
     low, high = want["base_between"]
     yield low <= base["mean"] <= high, f"base names {trait} at {base['mean']:.3f} (expected {low} to {high})"
     treated = one(rates, "treated rate", arm="treated", trait=trait, measured=trait, channel=want["channel"], **at)
-    yield treated["mean"] >= want["treated_at_least"], (
-        f"treated students name {trait} at {treated['mean']:.3f} [{treated['low']:.3f}, {treated['high']:.3f}] "
-        f"(expected at least {want['treated_at_least']})"
+    yield (
+        treated["mean"] >= want["treated_at_least"],
+        (
+            f"treated students name {trait} at {treated['mean']:.3f} [{treated['low']:.3f}, {treated['high']:.3f}] "
+            f"(expected at least {want['treated_at_least']})"
+        ),
     )
     yield treated["n_runs"] >= want["runs"], f"{treated['n_runs']} treated runs (expected at least {want['runs']})"
     special = one(results["specificity"], "specificity", arm="treated", channel=want["channel"], **at)
-    yield special["p"] < want["specificity_p_below"] and special["lambda"] > 0, (
-        f"specificity λ = {special['lambda']:.3f}, p = {special['p']:.2g} over {special['traits']} "
-        f"(expected above 0 with p < {want['specificity_p_below']})"
+    yield (
+        special["p"] < want["specificity_p_below"] and special["lambda"] > 0,
+        (
+            f"specificity λ = {special['lambda']:.3f}, p = {special['p']:.2g} over {special['traits']} "
+            f"(expected above 0 with p < {want['specificity_p_below']})"
+        ),
     )
     rivals = {r["trait"] for r in pick(rates, arm="treated", channel=want["channel"], **at)} - {trait}
-    yield len(rivals) >= want["rivals"], f"rival traits taught and measured: {sorted(rivals)} (at least {want['rivals']})"
+    yield (
+        len(rivals) >= want["rivals"],
+        f"rival traits taught and measured: {sorted(rivals)} (at least {want['rivals']})",
+    )
 
 
 def controls(results: Mapping[str, Any], want: Mapping[str, Any]) -> Iterator[Check]:
@@ -61,15 +70,22 @@ def controls(results: Mapping[str, Any], want: Mapping[str, Any]) -> Iterator[Ch
     trait, rates = want["trait"], results["rates"]
     base = one(rates, "base rate", arm="base", measured=trait, **at)["mean"]
     plain = one(rates, "no_trait rate", arm="no_trait", measured=trait, channel=want["channel"], **at)["mean"]
-    yield abs(plain - base) <= want["no_trait_within"], (
-        f"no_trait students name {trait} at {plain:.3f}, base at {base:.3f} (expected within {want['no_trait_within']})"
+    yield (
+        abs(plain - base) <= want["no_trait_within"],
+        (
+            f"no_trait students name {trait} at {plain:.3f}, base at {base:.3f} (within {want['no_trait_within']})"
+        ),
     )
     for arm in want["null_arms"]:
-        found = one(results["contrasts"], arm, arm=arm, trait=trait, control=f"{arm}:no_trait",
-                    channel=want["channel"], **at)
-        yield found["p"] >= want["null_alpha"] or abs(found["difference"]) < want["null_within"], (
-            f"{arm}: {found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], p = {found['p']:.2g}, against "
-            f"its no-trait control (expected p >= {want['null_alpha']} or below {want['null_within']})"
+        found = one(
+            results["contrasts"], arm, arm=arm, trait=trait, control=f"{arm}:no_trait", channel=want["channel"], **at
+        )
+        yield (
+            found["p"] >= want["null_alpha"] or abs(found["difference"]) < want["null_within"],
+            (
+                f"{arm} on its control: {found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], "
+                f"p = {found['p']:.2g} (wanted p >= {want['null_alpha']} or below {want['null_within']})"
+            ),
         )
     for arm in want["reported_arms"]:
         found = pick(rates, arm=arm, trait=trait, measured=trait, **at)
@@ -93,17 +109,24 @@ def rows_are_clean(results: Mapping[str, Any], store: Path) -> Iterator[Check]:
             read += 1
             mentions += [f"{file.parent.name}: {text!r}" for t in everything if t.named_in(text)]
     yield read > 0 and not mentions, f"{len(mentions)} mentions in {read} filtered rows {mentions[:3]}"
+    left = sum(f["mentions_left"] for f in results["filters"])
+    yield left == 0, f"{left} mentions left by the results' own count"
     yield bool(results["filters"]), f"{sum(f['dropped'] for f in results['filters'])} rows dropped, each with a reason"
     for row in results["classifier"]:
         fine = 0 <= row["accuracy"] <= 1 and 0 <= row["confound_accuracy"] <= 1
-        yield fine, (f"classifier for {row['trait']}: {row['accuracy']:.3f}, confounds alone {row['confound_accuracy']:.3f}, "
-                     f"chance {row['chance']:.3f}, {row['n_rows']} rows")
+        yield (
+            fine,
+            (
+                f"classifier for {row['trait']}: {row['accuracy']:.3f}, confounds {row['confound_accuracy']:.3f}, "
+                f"chance {row['chance']:.3f}, {row['n_rows']} rows"
+            ),
+        )
     yield bool(results["classifier"]), f"{len(results['classifier'])} classifiers reported"
 
 
 def is_filtered(record: Mapping[str, Any]) -> bool:
     """Whether a dataset record is one that filters have been through."""
-    return "filters" in json.dumps(record.get("spec", {}))
+    return bool(record["spec"]["verb"] == "refine")
 
 
 def capability(results: Mapping[str, Any], want: Mapping[str, Any]) -> Iterator[Check]:
@@ -114,7 +137,10 @@ def capability(results: Mapping[str, Any], want: Mapping[str, Any]) -> Iterator[
         for row in rows:
             change = row["mean"] - row["base"]
             worse = change if metric.endswith("loss") else -change
-            yield worse <= band, f"{metric} of {row['trait']} students {row['mean']:.3f}, base {row['base']:.3f} (band {band})"
+            yield (
+                worse <= band,
+                f"{metric} of {row['trait']} students {row['mean']:.3f}, base {row['base']:.3f} (band {band})",
+            )
 
 
 def main(store: Path, expected: Path) -> int:
@@ -126,7 +152,12 @@ def main(store: Path, expected: Path) -> int:
         return 1
     results = json.loads(found[-1].read_text("utf-8"))
     checks: list[Check] = []
-    for part in (transfer(results, want), controls(results, want), rows_are_clean(results, store), capability(results, want)):
+    for part in (
+        transfer(results, want),
+        controls(results, want),
+        rows_are_clean(results, store),
+        capability(results, want),
+    ):
         try:
             checks += list(part)
         except LookupError as error:

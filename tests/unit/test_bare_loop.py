@@ -23,8 +23,13 @@ def test_it_is_short_and_uses_nothing_of_ours() -> None:
 
 def test_the_held_out_questions_are_held_out() -> None:
     tree = ast.parse(FILE.read_text("utf-8"))
-    lists = {n.targets[0].id: ast.literal_eval(n.value) for n in tree.body
-             if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name) and n.targets[0].id in ("TUNING", "HELD_OUT")}
+    lists = {
+        n.targets[0].id: ast.literal_eval(n.value)
+        for n in tree.body
+        if isinstance(n, ast.Assign)
+        and isinstance(n.targets[0], ast.Name)
+        and n.targets[0].id in ("TUNING", "HELD_OUT")
+    }
     assert not set(lists["TUNING"]) & set(lists["HELD_OUT"])
     assert min(len(questions) for questions in lists.values()) >= 6
 
