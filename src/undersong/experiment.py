@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from undersong import lab as verbs
 from undersong import traits
+from undersong.detectors import Evidence
 from undersong.errors import BadSpec, UnknownName, nearest
 from undersong.lab import Lab, Student
 from undersong.registry import Settings
@@ -292,6 +293,17 @@ class Experiment:
                 yield arm, "", seed, start, self._measures(f"{arm}-s{seed}".replace(":", "-").replace("/", "-"),
                                                            (verbs.base_ref(start).fingerprint,), seed)
 
+    def audits(self) -> dict[str, Step]:
+        """For every trait, the classifier that reads the main teacher's rows beside the no-trait teacher's."""
+        if self.classifier is None:
+            return {}
+        rows: dict[str, list[str]] = {}
+        for run in self.runs():
+            if run.arm.name in ("treated", "no_trait") and run.arm.recipe is self.recipes[0]:
+                rows.setdefault(run.arm.trait_name, []).append(run.rows.fingerprint)
+        return {trait: Step("finding", f"{self.classifier.plugin_name}-{trait}", verbs.audit_spec(self.classifier), (*own, *rows[""]))
+                for trait, own in rows.items() if trait}
+
     def steps(self) -> list[Step]:
         """Every piece of work once, in an order that respects what depends on what."""
         out: dict[str, Step] = {}
@@ -301,7 +313,9 @@ class Experiment:
         for *_, steps in self.references():
             for step in steps:
                 out.setdefault(step.fingerprint, step)
-        order = ("model", "dataset", "measurement")
+        for step in self.audits().values():
+            out.setdefault(step.fingerprint, step)
+        order = ("model", "dataset", "measurement", "finding")
         return sorted(out.values(), key=lambda s: order.index(s.kind))
 
     def plan(self, store: Store) -> list[PlanRow]:
@@ -331,6 +345,11 @@ class Experiment:
         self._prepare(lab, runs, data)
         models = self._train(lab, runs, data)
         self._measure(lab, runs, models, data)
+        for step in self.audits().values():
+            half = len(step.parents) // 2
+            suspected, clean = (tuple(data[p].rows for p in part) for part in (step.parents[:half], step.parents[half:]))
+            evidence = Evidence({"rows": suspected, "reference": clean}).only(self.classifier.needs)
+            lab.audit(self.classifier, evidence, step.parents, step.label)
         return models
 
     def _prepare(self, lab: Lab, runs: Sequence[Run], data: dict[str, Dataset]) -> None:

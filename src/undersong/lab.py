@@ -89,6 +89,11 @@ def measure_spec(probe: Any, traits: Sequence[Trait], seed: int, context: int) -
     }
 
 
+def audit_spec(detector: Any) -> dict[str, Any]:
+    """What identifies a finding, besides the evidence (its parents)."""
+    return {"verb": "audit", "detector": describe(detector)}
+
+
 @dataclass(frozen=True)
 class Student:
     """One student to train: its start, rows, seed and a label for people."""
@@ -256,15 +261,13 @@ class Lab:
 
     def audit(self, detector: Any, evidence: Any, parents: Sequence[str], label: str = "finding") -> Finding:
         """What a detector finds in the evidence it was granted; `parents` identify that evidence."""
-        spec = {"verb": "audit", "detector": describe(detector)}
-        with self.store.open("finding", label, spec, tuple(parents)) as artefact:
+        with self.store.open("finding", label, audit_spec(detector), tuple(parents)) as artefact:
             if not artefact.complete:
                 self.progress(f"auditing {artefact.path.name}")
                 finding = detector.detect(evidence)
                 artefact.write_json("finding", dataclasses.asdict(finding))
                 artefact.finish({"verdict": finding.verdict})
-            got = artefact.read_json("finding")
-            return Finding(**{**got, "access": tuple(got["access"])})
+            return read_finding(artefact)
 
 
 def lab_for(store: Store, base: str, progress: Progress = quiet) -> Lab:
@@ -293,6 +296,12 @@ def read_measurement(artefact: Artefact) -> Measurement:
     if "answers.parquet" in artefact.record["files"]:
         answers = tuple((a["question"], a["answer"]) for a in artefact.read_parquet("answers"))
     return Measurement(artefact.summary["probe"], values, answers)
+
+
+def read_finding(artefact: Artefact) -> Finding:
+    """A stored finding."""
+    got = artefact.read_json("finding")
+    return Finding(**{**got, "access": tuple(got["access"])})
 
 
 def read_rows(artefact: Artefact) -> tuple[Row, ...]:

@@ -54,7 +54,7 @@ def collect(experiment: Experiment, store: Store) -> dict[str, Any]:
         "capability": _capability(lines),
         "filters": _filters(experiment, runs, store),
         "drift": _drift(experiment, runs, store),
-        "classifier": [],
+        "classifier": _classifier(experiment, store),
         "examples": _examples(runs, store),
         "runs": lines,
     }
@@ -66,7 +66,7 @@ def record(experiment: Experiment, lab: verbs.Lab) -> Artefact:
     """Run what is missing and keep the results as an artefact of the kind `experiment`, with `results.json` in it."""
     experiment.run(lab)
     spec = {"verb": "report", "experiment": experiment.resolved(), "results": VERSION}
-    parents = sorted(s.fingerprint for s in experiment.steps() if s.kind in ("measurement", "dataset"))
+    parents = sorted(s.fingerprint for s in experiment.steps() if s.kind != "model")
     with lab.store.open("experiment", experiment.file.name, spec, parents) as artefact:
         if not artefact.complete:
             lab.progress("computing results")
@@ -195,6 +195,16 @@ def _capability(lines: Sequence[Line]) -> list[Line]:
     base = {k[4]: float(np.mean(list(by.values()))) for k, by in found.items() if k[1] == "base"}
     return [dict(zip(keys, key, strict=True)) | _interval(list(by.values()), key[4]) | {"base": base[key[4]]}
             for key, by in found.items()]
+
+
+def _classifier(experiment: Experiment, store: Store) -> list[Line]:
+    """How well a classifier that reads the rows tells each trait's from the no-trait teacher's, beside its confounds."""
+    out = []
+    for trait, step in experiment.audits().items():
+        finding = verbs.read_finding(_stored(store, step))
+        keys = ("accuracy", "low", "high", "confound_accuracy", "chance", "n_rows", "n_runs")
+        out.append({"trait": trait, "p": finding.p, "verdict": finding.verdict} | {k: finding.details[k] for k in keys})
+    return out
 
 
 def _by_arm(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
