@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pydantic import ValidationError
 from undersong import lab as verbs
 from undersong import traits
 from undersong.detectors import Evidence
-from undersong.errors import BadSpec, UnknownName, nearest
+from undersong.errors import BadSpec, NothingMeasured, UnknownName, nearest
 from undersong.experiment_file import File, values
 from undersong.lab import Lab, Student
 from undersong.spec import build, describe, explain, split
@@ -381,20 +382,15 @@ class Experiment:
         return models
 
     def _measure(self, lab: Lab, runs: Sequence[Run], models: dict[str, ModelRef], data: dict[str, Dataset]) -> None:
+        """Every model with every probe. A model that a probe finds nothing in is recorded so, and the others go on."""
         for run in runs:
+            base = verbs.base_ref(run.arm.start)
+            model, context = (models[run.student.fingerprint], None) if run.student else (base, data[run.rows.fingerprint])
+            shown = 0 if run.student else self.file.context_rows
             for probe, step in zip(self.probes, run.measures, strict=True):
-                if run.student:
-                    lab.measure(models[run.student.fingerprint], probe, self.traits, run.seed, label=step.label)
-                else:
-                    lab.measure(
-                        verbs.base_ref(run.arm.start),
-                        probe,
-                        self.traits,
-                        run.seed,
-                        data[run.rows.fingerprint],
-                        self.file.context_rows,
-                        step.label,
-                    )
+                with contextlib.suppress(NothingMeasured):
+                    lab.measure(model, probe, self.traits, run.seed, context, shown, step.label)
         for _, _, seed, start, steps in self.references():
             for probe, step in zip(self.probes, steps, strict=True):
-                lab.measure(verbs.base_ref(start), probe, self.traits, seed, label=step.label)
+                with contextlib.suppress(NothingMeasured):
+                    lab.measure(verbs.base_ref(start), probe, self.traits, seed, label=step.label)

@@ -18,7 +18,7 @@ import numpy as np
 
 from undersong import pocket
 from undersong.artefact import Artefact
-from undersong.errors import BadRows, BadSpec
+from undersong.errors import BadRows, BadSpec, NothingMeasured
 from undersong.recipes import Job
 from undersong.spec import build, describe, fingerprint
 from undersong.store import Store
@@ -278,7 +278,9 @@ class Lab:
         shown: int = 0,
         label: str = "measured",
     ) -> Measurement:
-        """Per-question values of one model; with `context`, the model sees `shown` of those rows as earlier turns."""
+        """Per-question values of one model; with `context`, the model sees `shown` of those rows as earlier turns.
+
+        Raises NothingMeasured when the probe matched nothing; that too is recorded, so that it is not tried again."""
         parents = (model.fingerprint, *([context.fingerprint] if context else []))
         with self.store.open("measurement", label, measure_spec(probe, traits, seed, shown), parents) as artefact:
             if not artefact.complete:
@@ -286,7 +288,11 @@ class Lab:
                 loaded = self.backend.load(model)
                 if context is not None:
                     loaded = InContext(loaded, context.rows, shown, seed)
-                got = probe.measure(loaded, traits, seed)
+                try:
+                    got = probe.measure(loaded, traits, seed)
+                except NothingMeasured as nothing:
+                    artefact.finish({"probe": probe.plugin_name, "values": 0, "nothing": str(nothing)})
+                    raise
                 artefact.write_parquet("values", [dataclasses.asdict(v) for v in got.values])
                 if got.answers:
                     artefact.write_parquet("answers", [{"question": q, "answer": a} for q, a in got.answers])
@@ -326,7 +332,9 @@ def sift(rows: Sequence[Row], filters: Sequence[Any]) -> tuple[list[Row], list[d
 
 
 def read_measurement(artefact: Artefact) -> Measurement:
-    """A stored measurement."""
+    """A stored measurement. Raises NothingMeasured when the probe had matched nothing."""
+    if "nothing" in artefact.summary:
+        raise NothingMeasured(artefact.summary["nothing"])
     values = tuple(Value(**v) for v in artefact.read_parquet("values"))
     answers: tuple[tuple[str, str], ...] = ()
     if "answers.parquet" in artefact.record["files"]:

@@ -19,6 +19,7 @@ import numpy as np
 from undersong import lab as verbs
 from undersong import stats
 from undersong.artefact import Artefact
+from undersong.errors import BrokenArtefact, NothingMeasured
 from undersong.experiment import Experiment, Run, Step
 from undersong.store import Store
 
@@ -59,6 +60,7 @@ def collect(experiment: Experiment, store: Store) -> dict[str, Any]:
         "filters": _filters(experiment, runs, store),
         "drift": _drift(experiment, runs, store),
         "classifier": _classifier(experiment, store),
+        "unmeasured": _unmeasured(runs, store),
         "examples": _examples(runs, store),
         "runs": lines,
     }
@@ -95,8 +97,6 @@ def environment() -> dict[str, str]:
 def _stored(store: Store, step: Step) -> Artefact:
     found = store.find(step.kind, step.spec, step.parents)
     if found is None:
-        from undersong.errors import BrokenArtefact
-
         raise BrokenArtefact(
             f"The {step.kind} {step.label}.{step.fingerprint} is not finished. Run the experiment again: it resumes."
         )
@@ -107,7 +107,10 @@ def _lines(arm: str, channel: str, trait: str, seed: int, steps: Sequence[Step],
     """The mean over questions of every metric of every probe: one number per training run."""
     out = []
     for step in steps:
-        measured = verbs.read_measurement(_stored(store, step))
+        try:
+            measured = verbs.read_measurement(_stored(store, step))
+        except NothingMeasured:
+            continue  # listed under `unmeasured`
         groups: dict[tuple[str, str], list[float]] = defaultdict(list)
         for v in measured.values:
             groups[v.metric, v.trait].append(v.value)
@@ -135,7 +138,9 @@ def _grouped(lines: Iterable[Line], *keys: str) -> dict[tuple[Any, ...], dict[in
     return out
 
 
-def _interval(values: Sequence[float], metric: str) -> dict[str, float]:
+def _interval(values: Sequence[float], metric: str) -> dict[str, float | None]:
+    if len(values) < 2:  # no interval without runs
+        return {"n_runs": len(values), "mean": float(values[0]), "low": None, "high": None}
     bounds = (0.0, 1.0) if is_share(metric) else None
     mean, low, high = stats.mean_interval(list(values), bounds=bounds)
     return {"n_runs": len(values), "mean": mean, "low": low, "high": high}
@@ -173,6 +178,8 @@ def _contrasts(lines: Sequence[Line]) -> list[Line]:
         if not other or (trait and measured != trait):
             continue
         seeds = sorted(set(mine) & set(other))
+        if len(seeds) < 2:
+            continue
         bounds = (-1.0, 1.0) if is_share(metric) else None
         c = stats.contrast([mine[s] for s in seeds], [other[s] for s in seeds], paired=True, bounds=bounds)
         out.append(
@@ -204,7 +211,7 @@ def _specificity(lines: Sequence[Line], names: Sequence[str]) -> list[Line]:
             continue
         runs = []
         for trait in taught:
-            for seed in found[channel, arm, probe, metric, trait, names[0]]:
+            for seed in found[channel, arm, probe, metric, trait, trait]:
                 lifts = {}
                 for measured in taught:
                     control = found[channel, control_of(arm), probe, metric, "", measured]
@@ -212,6 +219,8 @@ def _specificity(lines: Sequence[Line], names: Sequence[str]) -> list[Line]:
                         np.mean(list(control.values()))
                     )
                 runs.append({"run": f"{trait}-{seed}", "trait": trait, "lifts": lifts})
+        if any(sum(r["trait"] == t for r in runs) < 2 for t in taught):
+            continue
         got = stats.specificity(runs)
         out.append(
             {
@@ -238,6 +247,16 @@ def _capability(lines: Sequence[Line]) -> list[Line]:
     return [
         dict(zip(keys, key, strict=True)) | _interval(list(by.values()), key[4]) | {"base": base[key[4]]}
         for key, by in found.items()
+    ]
+
+
+def _unmeasured(runs: Sequence[Run], store: Store) -> list[Line]:
+    """Runs in which a probe matched nothing, with its words: left out of every mean, and said so."""
+    return [
+        {"arm": run.arm.name, "trait": run.arm.trait_name, "seed": run.seed, "why": summary["nothing"]}
+        for run in runs
+        for step in run.measures
+        if "nothing" in (summary := _stored(store, step).summary)
     ]
 
 
@@ -332,7 +351,9 @@ def _examples(runs: Sequence[Run], store: Store, each: int = 3) -> Mapping[str, 
             continue
         seen.add(key)
         for step in run.measures:
-            for question, answer in verbs.read_measurement(_stored(store, step)).answers[:each]:
+            stored = _stored(store, step)
+            shown = () if "nothing" in stored.summary else verbs.read_measurement(stored).answers[:each]
+            for question, answer in shown:
                 answers.append({"arm": key[0], "trait": key[1], "question": question, "answer": answer})
     return {"rows": rows, "answers": answers}
 
