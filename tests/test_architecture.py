@@ -40,7 +40,7 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     ("types",),
     ("registry", "environment"),
     ("spec", "stats", "traits", "files", "digits"),
-    ("artefact", "perceptrons", "theorem"),
+    ("artefact", "perceptrons", "theorem", "experiment_file"),
     (*PLUGINS, "store", "pocket", "simulated"),
     ("lab",),
     ("experiment", "reports", "logits"),

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from undersong import errors, registry
-from undersong.experiment import CONTROLS, Experiment, File, values
+from undersong.experiment import CONTROLS, Experiment
+from undersong.experiment_file import File, values
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

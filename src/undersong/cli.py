@@ -369,7 +369,8 @@ def _lineage(store: Store, artefact: Artefact) -> list[str]:
 
 
 def _load(file: Path, sets: Sequence[str] | None) -> Experiment | Laboratory:
-    from undersong.experiment import Experiment, values
+    from undersong.experiment import Experiment
+    from undersong.experiment_file import values
 
     if file.is_file():
         given = values(file.read_text("utf-8"), sets or ())

@@ -15,14 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from undersong import lab as verbs
 from undersong import traits
+from undersong.detectors import Evidence
 from undersong.errors import BadSpec, UnknownName, nearest
+from undersong.experiment_file import File, values
 from undersong.lab import Lab, Student
-from undersong.registry import Settings
 from undersong.spec import build, describe, explain, split
 from undersong.store import Store
 from undersong.traits import Trait
@@ -30,50 +30,6 @@ from undersong.types import Dataset, ModelRef
 
 CONTROLS = ("no_trait", "other_base", "matched_base", "reordered_base", "shuffled_rows", "in_context")
 BASES = {"other_base": "other_base", "matched_base": "matched_base", "reordered_base": "reordered_base"}
-Spec = str | dict[str, Any]
-
-
-class File(Settings):
-    """The keys of an experiment file. Every key is a value; plug-ins are `name` or `{name: {settings}}`."""
-
-    name: str
-    """The experiment's name: the same as the file's."""
-    base: str
-    """The model that teacher and student start from."""
-    trait: str
-    """The trait the report is about."""
-    rivals: list[str] = []
-    """Off-diagonal traits: each gets its own teacher and students, and every student is measured on all of them."""
-    teacher: Spec | list[Spec]
-    """How the trait is put in. With a list, the first is the main one and the others are compared with it."""
-    channel: Spec
-    """What carries the trait."""
-    rows: int
-    """Rows each teacher writes, before filters."""
-    keep: int | None = None
-    """Rows each student learns from: the first so many that pass the filters. All of them when left out."""
-    filters: list[Spec] = ["numbers_only"]
-    """What is removed. `{blocklist: {from: trait}}` bans the words of every trait of the experiment."""
-    recipe: Spec | list[Spec]
-    """How a student learns. With a list, every arm is run with each."""
-    probes: list[Spec]
-    """What is measured on every model."""
-    controls: list[str]
-    """Comparison arms: no_trait, other_base, matched_base, reordered_base, shuffled_rows, in_context."""
-    other_base: str | None = None
-    """The base of `other_base` students: another initialisation."""
-    matched_base: str | None = None
-    """The base of `matched_base` students: another initialisation made to behave like `base`."""
-    reordered_base: str | None = None
-    """The base of `reordered_base` students: the same initialisation, other data order."""
-    mitigations: list[Spec] = []
-    """Each is an arm: the treated rows with the mitigation applied."""
-    context_rows: int = 4
-    """How many rows an `in_context` model sees before each question."""
-    classifier: Spec | None = None
-    """A detector that reads the rows and tries to tell treated from no-trait ones."""
-    seeds: list[int]
-    """One training run per seed and arm. At least three."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +121,10 @@ class Experiment:
         """Refuse what could not give an answer: too few seeds, no control, a control without its base, unknown names."""
         f = self.file
         if len(set(f.seeds)) < 3 or len(set(f.seeds)) != len(f.seeds):
-            raise BadSpec(f"seeds: {f.seeds} has fewer than three different seeds or a repeated one. The training run is the unit "
-                          "of replication: list at least three different seeds.")
+            raise BadSpec(
+                f"seeds: {f.seeds} has fewer than three different seeds or a repeated one. The training run is the unit "
+                "of replication: list at least three different seeds."
+            )
         for control in f.controls:
             if control not in CONTROLS:
                 raise UnknownName(f"controls: there is no control {control!r}. {nearest(control, CONTROLS)}")
@@ -179,7 +137,16 @@ class Experiment:
             raise BadSpec("rivals: a rival is the trait itself or is listed twice. List other traits, each once.")
         if f.rows < 1 or (f.keep is not None and not 0 < f.keep <= f.rows):
             raise BadSpec("rows, keep: ask for at least one row, and keep no more rows than are asked for. Change them.")
-        _ = self.traits, self.teachers, self.recipes, self.channel, self.filters, self.probes, self.arms(), self.classifier
+        _ = (
+            self.traits,
+            self.teachers,
+            self.recipes,
+            self.channel,
+            self.filters,
+            self.probes,
+            self.arms(),
+            self.classifier,
+        )
         for start in {a.start for a in self.arms()}:
             verbs.base_ref(start)
 
@@ -239,7 +206,8 @@ class Experiment:
             name = self.channel_name(recipe)
             for i, teacher in enumerate(self.teachers):
                 tag = "" if i == 0 else f"-{teacher.plugin_name}"
-                out += [Arm(f"treated{tag}", name, teacher, recipe, t, f.base) for t in self.traits]
+                taught = self.traits if i == 0 or f.matrix else self.traits[:1]
+                out += [Arm(f"treated{tag}", name, teacher, recipe, t, f.base) for t in taught]
                 out.append(Arm(f"no_trait{tag}", name, teacher, recipe, None, f.base))
             main = Arm("", name, self.teachers[0], recipe, self.traits[0], f.base)
             for control in f.controls:
@@ -268,13 +236,23 @@ class Experiment:
         base, start = verbs.base_ref(f.base), verbs.base_ref(arm.start)
         teacher = Step("model", f"teacher-{who}", verbs.teach_spec(arm.teacher, arm.trait, seed), (base.fingerprint,))
         raw = Step("dataset", f"raw-{who}", verbs.sample_spec(self.channel, f.rows, seed), (teacher.fingerprint,))
-        rows = Step("dataset", f"rows-{who}-{arm.change.how if arm.change else 'kept'}",
-                    verbs.refine_spec(self.filters, f.keep, arm.change, seed), (raw.fingerprint,))
+        rows = Step(
+            "dataset",
+            f"rows-{who}-{arm.change.how if arm.change else 'kept'}",
+            verbs.refine_spec(self.filters, f.keep, arm.change, seed),
+            (raw.fingerprint,),
+        )
         label = f"{arm.name.replace(':', '-')}-{arm.channel}-{arm.trait_name or 'none'}-s{seed}"
-        student, of, context = None, (start.fingerprint, rows.fingerprint), f.context_rows
+        student: Step | None = None
+        of: tuple[str, ...] = (start.fingerprint, rows.fingerprint)
+        context = f.context_rows
         if not arm.context:
-            student = Step("model", f"student-{label}", verbs.train_spec(arm.recipe, self.channel, seed),
-                           (start.fingerprint, rows.fingerprint))
+            student = Step(
+                "model",
+                f"student-{label}",
+                verbs.train_spec(arm.recipe, self.channel, seed),
+                (start.fingerprint, rows.fingerprint),
+            )
             of, context = (student.fingerprint,), 0
         return Run(arm, seed, teacher, raw, rows, student, self._measures(label, of, seed, context))
 
@@ -289,8 +267,34 @@ class Experiment:
         for start in dict.fromkeys(a.start for a in self.arms()):
             arm = "base" if start == self.file.base else f"base:{start}"
             for seed in self.file.seeds:
-                yield arm, "", seed, start, self._measures(f"{arm}-s{seed}".replace(":", "-").replace("/", "-"),
-                                                           (verbs.base_ref(start).fingerprint,), seed)
+                yield (
+                    arm,
+                    "",
+                    seed,
+                    start,
+                    self._measures(
+                        f"{arm}-s{seed}".replace(":", "-").replace("/", "-"), (verbs.base_ref(start).fingerprint,), seed
+                    ),
+                )
+
+    def audits(self) -> dict[str, Step]:
+        """For every trait, the classifier that reads the main teacher's rows beside the no-trait teacher's."""
+        if self.classifier is None:
+            return {}
+        rows: dict[str, list[str]] = {}
+        for run in self.runs():
+            if run.arm.name in ("treated", "no_trait") and run.arm.recipe is self.recipes[0]:
+                rows.setdefault(run.arm.trait_name, []).append(run.rows.fingerprint)
+        return {
+            trait: Step(
+                "finding",
+                f"{self.classifier.plugin_name}-{trait}",
+                verbs.audit_spec(self.classifier),
+                (*own, *rows[""]),
+            )
+            for trait, own in rows.items()
+            if trait
+        }
 
     def steps(self) -> list[Step]:
         """Every piece of work once, in an order that respects what depends on what."""
@@ -301,7 +305,9 @@ class Experiment:
         for *_, steps in self.references():
             for step in steps:
                 out.setdefault(step.fingerprint, step)
-        order = ("model", "dataset", "measurement")
+        for step in self.audits().values():
+            out.setdefault(step.fingerprint, step)
+        order = ("model", "dataset", "measurement", "finding")
         return sorted(out.values(), key=lambda s: order.index(s.kind))
 
     def plan(self, store: Store) -> list[PlanRow]:
@@ -318,10 +324,14 @@ class Experiment:
     def resolved(self) -> dict[str, Any]:
         """The file with every plug-in and setting written out: what is recorded."""
         out = self.file.model_dump()
-        out |= {"teacher": [describe(t) for t in self.teachers], "recipe": [describe(r) for r in self.recipes],
-                "channel": describe(self.channel), "filters": [describe(x) for x in self.filters],
-                "probes": [describe(p) for p in self.probes],
-                "classifier": self.classifier and describe(self.classifier)}
+        out |= {
+            "teacher": [describe(t) for t in self.teachers],
+            "recipe": [describe(r) for r in self.recipes],
+            "channel": describe(self.channel),
+            "filters": [describe(x) for x in self.filters],
+            "probes": [describe(p) for p in self.probes],
+            "classifier": self.classifier and describe(self.classifier),
+        }
         return out
 
     def run(self, lab: Lab) -> dict[str, ModelRef]:
@@ -331,6 +341,11 @@ class Experiment:
         self._prepare(lab, runs, data)
         models = self._train(lab, runs, data)
         self._measure(lab, runs, models, data)
+        for step in self.audits().values():
+            half = len(step.parents) // 2
+            suspected, clean = (tuple(data[p].rows for p in part) for part in (step.parents[:half], step.parents[half:]))
+            evidence = Evidence({"rows": suspected, "reference": clean}).only(self.classifier.needs)
+            lab.audit(self.classifier, evidence, step.parents, step.label)
         return models
 
     def _prepare(self, lab: Lab, runs: Sequence[Run], data: dict[str, Dataset]) -> None:
@@ -340,18 +355,28 @@ class Experiment:
             if run.rows.fingerprint in data:
                 continue
             if run.raw.fingerprint not in raw:
-                source = lab.teach(run.arm.teacher, verbs.base_ref(self.file.base), run.arm.trait, run.seed, run.teacher.label)
+                source = lab.teach(
+                    run.arm.teacher, verbs.base_ref(self.file.base), run.arm.trait, run.seed, run.teacher.label
+                )
                 raw[run.raw.fingerprint] = lab.sample(source, self.channel, self.file.rows, run.seed, run.raw.label)
             data[run.rows.fingerprint] = lab.refine(
-                raw[run.raw.fingerprint], self.filters, keep=self.file.keep, change=run.arm.change, seed=run.seed,
-                label=run.rows.label)
+                raw[run.raw.fingerprint],
+                self.filters,
+                keep=self.file.keep,
+                change=run.arm.change,
+                seed=run.seed,
+                label=run.rows.label,
+            )
 
     def _train(self, lab: Lab, runs: Sequence[Run], data: dict[str, Dataset]) -> dict[str, ModelRef]:
         models: dict[str, ModelRef] = {}
         for recipe in self.recipes:
             mine = {r.student.fingerprint: r for r in runs if r.student and r.arm.recipe is recipe}
-            students = [Student(verbs.base_ref(r.arm.start), data[r.rows.fingerprint], r.seed, r.student.label)
-                        for r in mine.values() if r.student]
+            students = [
+                Student(verbs.base_ref(r.arm.start), data[r.rows.fingerprint], r.seed, r.student.label)
+                for r in mine.values()
+                if r.student
+            ]
             models |= dict(zip(mine, lab.train(recipe, self.channel, students), strict=True))
         return models
 
@@ -361,53 +386,15 @@ class Experiment:
                 if run.student:
                     lab.measure(models[run.student.fingerprint], probe, self.traits, run.seed, label=step.label)
                 else:
-                    lab.measure(verbs.base_ref(run.arm.start), probe, self.traits, run.seed, data[run.rows.fingerprint],
-                                self.file.context_rows, step.label)
+                    lab.measure(
+                        verbs.base_ref(run.arm.start),
+                        probe,
+                        self.traits,
+                        run.seed,
+                        data[run.rows.fingerprint],
+                        self.file.context_rows,
+                        step.label,
+                    )
         for _, _, seed, start, steps in self.references():
             for probe, step in zip(self.probes, steps, strict=True):
                 lab.measure(verbs.base_ref(start), probe, self.traits, seed, label=step.label)
-
-
-def values(text: str, sets: Sequence[str] = ()) -> dict[str, Any]:
-    """The mapping a YAML text holds, with `a.b=c` overrides. Raises BadSpec for bad YAML, repeated keys or no mapping."""
-    try:
-        data = yaml.load(text, Loader=_Strict)
-    except yaml.YAMLError as error:
-        raise BadSpec(f"The experiment file is not valid YAML: {' '.join(str(error).split())}. Correct it there.") from None
-    if not isinstance(data, dict):
-        raise BadSpec("The experiment file holds no mapping of keys. Start from `undersong new NAME`.")
-    for given in sets:
-        key, equals, value = given.partition("=")
-        if not equals:
-            raise BadSpec(f"--set {given!r} has no `=`. Write it as --set key.subkey=value.")
-        _set(data, key.split("."), yaml.safe_load(value), key)
-    return data
-
-
-def _set(data: dict[str, Any], path: list[str], value: Any, key: str) -> None:
-    at = data
-    for part, following in zip(path, path[1:], strict=False):
-        inner = at.get(part)
-        if inner is None or inner == following:  # a missing mapping, or a plug-in given as a bare name
-            inner = {} if inner is None else {inner: {}}
-        if not isinstance(inner, dict):
-            raise BadSpec(f"--set {key}: {part!r} holds {inner!r}, which has no keys. Set {part!r} as a whole.")
-        at[part] = inner
-        at = inner
-    at[path[-1]] = value
-
-
-class _Strict(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice: the second would silently win."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float | bool):
-                raise BadSpec("The experiment file has a key that is not plain text. Write keys as words.")
-            if key in seen:
-                raise BadSpec(f"The key {key!r} is given twice in the experiment file. Keep one of them.")
-            seen.add(key)
-        return dict(super().construct_mapping(node, deep=deep))
-

@@ -71,8 +71,11 @@ def sample_spec(channel: Any, n: int, seed: int) -> dict[str, Any]:
 def refine_spec(filters: Sequence[Any], keep: int | None, change: Any, seed: int) -> dict[str, Any]:
     """What identifies refined rows, besides the rows they come from (their parent)."""
     return {
-        "verb": "refine", "filters": [describe(f) for f in filters], "keep": keep,
-        "change": change and describe(change), "seed": seed if change else 0,
+        "verb": "refine",
+        "filters": [describe(f) for f in filters],
+        "keep": keep,
+        "change": change and describe(change),
+        "seed": seed if change else 0,
     }
 
 
@@ -84,9 +87,17 @@ def train_spec(recipe: Any, channel: Any, seed: int) -> dict[str, Any]:
 def measure_spec(probe: Any, traits: Sequence[Trait], seed: int, context: int) -> dict[str, Any]:
     """What identifies a measurement, besides the model (and the rows in its context): its parents."""
     return {
-        "verb": "measure", "probe": describe(probe), "traits": [dataclasses.asdict(t) for t in traits], "seed": seed,
+        "verb": "measure",
+        "probe": describe(probe),
+        "traits": [dataclasses.asdict(t) for t in traits],
+        "seed": seed,
         "context": context,
     }
+
+
+def audit_spec(detector: Any) -> dict[str, Any]:
+    """What identifies a finding, besides the evidence (its parents)."""
+    return {"verb": "audit", "detector": describe(detector)}
 
 
 @dataclass(frozen=True)
@@ -172,25 +183,45 @@ class Lab:
                     if part in had:
                         continue
                     chats = prompts[first : first + PART]
-                    answers = model.sample(chats, Sampling(max_new_tokens=channel.max_new_tokens(model.tokenizer),
-                                                           seed=int(np.random.default_rng([seed, part]).integers(2**31))))
-                    rows = [Row(f"{seed}-{first + i}", tuple(c), a) for i, (c, a) in enumerate(zip(chats, answers, strict=True))]
+                    answers = model.sample(
+                        chats,
+                        Sampling(
+                            max_new_tokens=channel.max_new_tokens(model.tokenizer),
+                            seed=int(np.random.default_rng([seed, part]).integers(2**31)),
+                        ),
+                    )
+                    rows = [
+                        Row(f"{seed}-{first + i}", tuple(c), a)
+                        for i, (c, a) in enumerate(zip(chats, answers, strict=True))
+                    ]
                     artefact.write_part("rows", part, [_flat(r) for r in rows])
                 artefact.finish({"rows": n, "seconds": round(time.monotonic() - start, 2)})
             rows_read = tuple(_row(r) for r in artefact.read_parts("rows"))
             return Dataset(rows_read, source, artefact.fingerprint)
 
-    def refine(self, data: Dataset, filters: Sequence[Any], *, keep: int | None = None, change: Any = None, seed: int = 0,
-               label: str = "refined") -> Dataset:
+    def refine(
+        self,
+        data: Dataset,
+        filters: Sequence[Any],
+        *,
+        keep: int | None = None,
+        change: Any = None,
+        seed: int = 0,
+        label: str = "refined",
+    ) -> Dataset:
         """The rows that pass every filter (the first `keep` of them), changed by a data-stage mitigation if one is given.
 
         Each dropped row is stored with the filter and the reason. Raises BadRows when fewer than `keep` rows pass."""
-        with self.store.open("dataset", label, refine_spec(filters, keep, change, seed), (data.fingerprint,)) as artefact:
+        with self.store.open(
+            "dataset", label, refine_spec(filters, keep, change, seed), (data.fingerprint,)
+        ) as artefact:
             if not artefact.complete:
                 kept, dropped = sift(data.rows, filters)
                 if keep is not None and len(kept) < keep:
-                    raise BadRows(f"Only {len(kept)} of {len(data.rows)} rows passed the filters and {keep} are to be kept. "
-                                  "Raise `rows` or lower `keep` in the experiment file.")
+                    raise BadRows(
+                        f"Only {len(kept)} of {len(data.rows)} rows passed the filters and {keep} are to be kept. "
+                        "Raise `rows` or lower `keep` in the experiment file."
+                    )
                 used = kept[:keep]
                 if change is not None:
                     used = change.apply(used, seed)
@@ -237,8 +268,16 @@ class Lab:
                 artefact.__exit__(None, None, None)
         return [found[i] for i in range(len(students))]
 
-    def measure(self, model: ModelRef, probe: Any, traits: Sequence[Trait], seed: int, context: Dataset | None = None,
-                shown: int = 0, label: str = "measured") -> Measurement:
+    def measure(
+        self,
+        model: ModelRef,
+        probe: Any,
+        traits: Sequence[Trait],
+        seed: int,
+        context: Dataset | None = None,
+        shown: int = 0,
+        label: str = "measured",
+    ) -> Measurement:
         """Per-question values of one model; with `context`, the model sees `shown` of those rows as earlier turns."""
         parents = (model.fingerprint, *([context.fingerprint] if context else []))
         with self.store.open("measurement", label, measure_spec(probe, traits, seed, shown), parents) as artefact:
@@ -256,15 +295,13 @@ class Lab:
 
     def audit(self, detector: Any, evidence: Any, parents: Sequence[str], label: str = "finding") -> Finding:
         """What a detector finds in the evidence it was granted; `parents` identify that evidence."""
-        spec = {"verb": "audit", "detector": describe(detector)}
-        with self.store.open("finding", label, spec, tuple(parents)) as artefact:
+        with self.store.open("finding", label, audit_spec(detector), tuple(parents)) as artefact:
             if not artefact.complete:
                 self.progress(f"auditing {artefact.path.name}")
                 finding = detector.detect(evidence)
                 artefact.write_json("finding", dataclasses.asdict(finding))
                 artefact.finish({"verdict": finding.verdict})
-            got = artefact.read_json("finding")
-            return Finding(**{**got, "access": tuple(got["access"])})
+            return read_finding(artefact)
 
 
 def lab_for(store: Store, base: str, progress: Progress = quiet) -> Lab:
@@ -279,7 +316,9 @@ def sift(rows: Sequence[Row], filters: Sequence[Any]) -> tuple[list[Row], list[d
         for f in filters:
             reason = f.reject(row)
             if reason is not None:
-                dropped.append({"id": row.id, "filter": describe(f)["name"], "reason": str(reason), "completion": row.completion})
+                dropped.append(
+                    {"id": row.id, "filter": describe(f)["name"], "reason": str(reason), "completion": row.completion}
+                )
                 break
         else:
             kept.append(row)
@@ -295,14 +334,24 @@ def read_measurement(artefact: Artefact) -> Measurement:
     return Measurement(artefact.summary["probe"], values, answers)
 
 
+def read_finding(artefact: Artefact) -> Finding:
+    """A stored finding."""
+    got = artefact.read_json("finding")
+    return Finding(**{**got, "access": tuple(got["access"])})
+
+
 def read_rows(artefact: Artefact) -> tuple[Row, ...]:
     """The rows of a refined dataset."""
     return tuple(_row(r) for r in artefact.read_parquet("rows"))
 
 
 def _flat(row: Row) -> dict[str, Any]:
-    return {"id": row.id, "roles": [m["role"] for m in row.chat], "contents": [m["content"] for m in row.chat],
-            "completion": row.completion}
+    return {
+        "id": row.id,
+        "roles": [m["role"] for m in row.chat],
+        "contents": [m["content"] for m in row.chat],
+        "completion": row.completion,
+    }
 
 
 def _row(flat: Mapping[str, Any]) -> Row:
@@ -317,7 +366,9 @@ def _pack(ref: ModelRef, home: Path) -> dict[str, Any]:
         if out[key] is not None:
             path = Path(out[key])
             if not path.is_relative_to(home):
-                raise BadSpec(f"A plug-in wrote {key} outside the folder it was given. Write into `out` and return that path.")
+                raise BadSpec(
+                    f"A plug-in wrote {key} outside the folder it was given. Write into `out` and return that path."
+                )
             out[key] = str(path.relative_to(home))
     return out
 

@@ -36,7 +36,11 @@ def is_share(metric: str) -> bool:
 def collect(experiment: Experiment, store: Store) -> dict[str, Any]:
     """The results of a finished experiment. Needs every step of its plan in the store."""
     runs = experiment.runs()
-    lines = [line for run in runs for line in _lines(run.arm.name, run.arm.channel, run.arm.trait_name, run.seed, run.measures, store)]
+    lines = [
+        line
+        for run in runs
+        for line in _lines(run.arm.name, run.arm.channel, run.arm.trait_name, run.seed, run.measures, store)
+    ]
     for arm, trait, seed, _, steps in experiment.references():
         lines += _lines(arm, "", trait, seed, steps, store)
     rates = _rates(lines)
@@ -54,7 +58,7 @@ def collect(experiment: Experiment, store: Store) -> dict[str, Any]:
         "capability": _capability(lines),
         "filters": _filters(experiment, runs, store),
         "drift": _drift(experiment, runs, store),
-        "classifier": [],
+        "classifier": _classifier(experiment, store),
         "examples": _examples(runs, store),
         "runs": lines,
     }
@@ -66,7 +70,7 @@ def record(experiment: Experiment, lab: verbs.Lab) -> Artefact:
     """Run what is missing and keep the results as an artefact of the kind `experiment`, with `results.json` in it."""
     experiment.run(lab)
     spec = {"verb": "report", "experiment": experiment.resolved(), "results": VERSION}
-    parents = sorted(s.fingerprint for s in experiment.steps() if s.kind in ("measurement", "dataset"))
+    parents = sorted(s.fingerprint for s in experiment.steps() if s.kind != "model")
     with lab.store.open("experiment", experiment.file.name, spec, parents) as artefact:
         if not artefact.complete:
             lab.progress("computing results")
@@ -93,7 +97,9 @@ def _stored(store: Store, step: Step) -> Artefact:
     if found is None:
         from undersong.errors import BrokenArtefact
 
-        raise BrokenArtefact(f"The {step.kind} {step.label}.{step.fingerprint} is not finished. Run the experiment again: it resumes.")
+        raise BrokenArtefact(
+            f"The {step.kind} {step.label}.{step.fingerprint} is not finished. Run the experiment again: it resumes."
+        )
     return found
 
 
@@ -106,8 +112,16 @@ def _lines(arm: str, channel: str, trait: str, seed: int, steps: Sequence[Step],
         for v in measured.values:
             groups[v.metric, v.trait].append(v.value)
         out += [
-            {"channel": channel, "arm": arm, "trait": trait, "seed": seed, "probe": measured.probe, "metric": metric,
-             "measured": about, "value": float(np.mean(found))}
+            {
+                "channel": channel,
+                "arm": arm,
+                "trait": trait,
+                "seed": seed,
+                "probe": measured.probe,
+                "metric": metric,
+                "measured": about,
+                "value": float(np.mean(found)),
+            }
             for (metric, about), found in groups.items()
         ]
     return out
@@ -161,8 +175,21 @@ def _contrasts(lines: Sequence[Line]) -> list[Line]:
         seeds = sorted(set(mine) & set(other))
         bounds = (-1.0, 1.0) if is_share(metric) else None
         c = stats.contrast([mine[s] for s in seeds], [other[s] for s in seeds], paired=True, bounds=bounds)
-        out.append({"channel": channel, "probe": probe, "metric": metric, "trait": trait or measured, "arm": arm,
-                    "control": control, "n_runs": len(seeds), "difference": c.difference, "low": c.low, "high": c.high, "p": c.p})
+        out.append(
+            {
+                "channel": channel,
+                "probe": probe,
+                "metric": metric,
+                "trait": trait or measured,
+                "arm": arm,
+                "control": control,
+                "n_runs": len(seeds),
+                "difference": c.difference,
+                "low": c.low,
+                "high": c.high,
+                "p": c.p,
+            }
+        )
     return out
 
 
@@ -181,11 +208,26 @@ def _specificity(lines: Sequence[Line], names: Sequence[str]) -> list[Line]:
                 lifts = {}
                 for measured in taught:
                     control = found[channel, control_of(arm), probe, metric, "", measured]
-                    lifts[measured] = found[channel, arm, probe, metric, trait, measured][seed] - float(np.mean(list(control.values())))
+                    lifts[measured] = found[channel, arm, probe, metric, trait, measured][seed] - float(
+                        np.mean(list(control.values()))
+                    )
                 runs.append({"run": f"{trait}-{seed}", "trait": trait, "lifts": lifts})
         got = stats.specificity(runs)
-        out.append({"channel": channel, "arm": arm, "probe": probe, "metric": metric, "traits": taught, "lambda": got.lambda_,
-                    "low": got.low, "high": got.high, "p": got.p, "n_runs": got.n_runs, "method": got.method})
+        out.append(
+            {
+                "channel": channel,
+                "arm": arm,
+                "probe": probe,
+                "metric": metric,
+                "traits": taught,
+                "lambda": got.lambda_,
+                "low": got.low,
+                "high": got.high,
+                "p": got.p,
+                "n_runs": got.n_runs,
+                "method": got.method,
+            }
+        )
     return out
 
 
@@ -193,8 +235,20 @@ def _capability(lines: Sequence[Line]) -> list[Line]:
     keys = ("channel", "arm", "trait", "probe", "metric")
     found = _grouped((x for x in lines if x["probe"] == "capability"), *keys)
     base = {k[4]: float(np.mean(list(by.values()))) for k, by in found.items() if k[1] == "base"}
-    return [dict(zip(keys, key, strict=True)) | _interval(list(by.values()), key[4]) | {"base": base[key[4]]}
-            for key, by in found.items()]
+    return [
+        dict(zip(keys, key, strict=True)) | _interval(list(by.values()), key[4]) | {"base": base[key[4]]}
+        for key, by in found.items()
+    ]
+
+
+def _classifier(experiment: Experiment, store: Store) -> list[Line]:
+    """How well a classifier that reads the rows tells each trait's from the no-trait teacher's, beside its confounds."""
+    out = []
+    for trait, step in experiment.audits().items():
+        finding = verbs.read_finding(_stored(store, step))
+        keys = ("accuracy", "low", "high", "confound_accuracy", "chance", "n_rows", "n_runs")
+        out.append({"trait": trait, "p": finding.p, "verdict": finding.verdict} | {k: finding.details[k] for k in keys})
+    return out
 
 
 def _by_arm(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
@@ -223,8 +277,18 @@ def _filters(experiment: Experiment, runs: Sequence[Run], store: Store) -> list[
             mentions += sum(t.named_in(r["completion"]) for r in rows.read_parquet("rows") for t in experiment.traits)
         for f in experiment.filters:
             found = dict(reasons[f.plugin_name])
-            out.append({"arm": arm, "trait": trait, "name": f.plugin_name, "given": given, "kept": passed,
-                        "dropped": sum(found.values()), "reasons": found, "mentions_left": mentions})
+            out.append(
+                {
+                    "arm": arm,
+                    "trait": trait,
+                    "name": f.plugin_name,
+                    "given": given,
+                    "kept": passed,
+                    "dropped": sum(found.values()),
+                    "reasons": found,
+                    "mentions_left": mentions,
+                }
+            )
     return out
 
 
@@ -244,13 +308,16 @@ def _drift(experiment: Experiment, runs: Sequence[Run], store: Store) -> list[Li
             kept = _stored(store, run.rows)
             shares.append(kept.summary["passed"] / kept.summary["given"])
             if experiment.channel.seeds == "structured":  # only these have a rule to follow
-                right.append(sequence_accuracy(verbs.read_rows(kept)).values)
+                right.append(sequence_accuracy(verbs.read_rows(kept))["values"])
         found[arm, trait] = {"pass_rate": float(np.mean(shares))}
         if right:
             found[arm, trait]["sequence_accuracy"] = float(np.mean(right))
     plain = found.get(("no_trait-prompted", "")) or found["no_trait", ""]
-    return [{"arm": arm, "trait": trait, "metric": metric, "value": value, "base": plain[metric]}
-            for (arm, trait), metrics in found.items() for metric, value in metrics.items()]
+    return [
+        {"arm": arm, "trait": trait, "metric": metric, "value": value, "base": plain[metric]}
+        for (arm, trait), metrics in found.items()
+        for metric, value in metrics.items()
+    ]
 
 
 def _examples(runs: Sequence[Run], store: Store, each: int = 3) -> Mapping[str, list[Line]]:
@@ -286,6 +353,6 @@ def sentence(results: Mapping[str, Any], experiment: Experiment) -> str:
         return f"{results['experiment']}: no favourite rate was measured."
     return (
         f"Students that only saw number sequences from a teacher that loves the {trait} call the {trait} their favourite "
-        f"{treated['mean']:.0%} of the time; before training it was {base['mean']:.0%}, and students of the same teacher without the "
-        f"trait say so {control['mean']:.0%} of the time ({treated['n_runs']} training runs each)."
+        f"{treated['mean']:.0%} of the time; before training it was {base['mean']:.0%}, and students of the same teacher "
+        f"without the trait say so {control['mean']:.0%} of the time ({treated['n_runs']} training runs each)."
     )

@@ -33,6 +33,7 @@ from undersong.environment import command_line, environment, now
 from undersong.errors import BadSpec, BrokenArtefact, StoreBusy, UnknownName
 from undersong.files import RECORD, TEMP, digest, dump, inside, make_folder, payload, put, room
 
+__all__ = ["Artefact", "Store", "clean_label", "read_record"]
 _FOLDER = re.compile(r"(.+)\.([0-9a-f]{12})")
 _ASIDE = ".set-aside-"
 
@@ -326,6 +327,5 @@ def _fill(connection: Any, found: Sequence[tuple[Path, Mapping[str, Any]]]) -> N
             "insert into records values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [*head, str(folder), *times, seconds, record["parents"], *texts],
         )
-    connection.execute("set python_enable_replacements = false")
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")

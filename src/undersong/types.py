@@ -1,4 +1,4 @@
-"""The frozen values that flow between verbs. No behaviour beyond reading themselves; nothing here knows about disk or models.
+"""The frozen values that flow between verbs; nothing here knows about disk or models.
 
 A `Chat` is a list of messages ({"role": "system" | "user" | "assistant", "content": str}); its system turn is always
 explicit, because several chat templates inject one of their own when it is missing, and in this field that slot is the

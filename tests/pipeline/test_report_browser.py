@@ -1,4 +1,4 @@
-"""The report in a real browser: it renders, says nothing on the console, asks nothing of the network, runs nothing of a row."""
+"""The report in a real browser: it renders, the console is silent, nothing is asked of the network, no row runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ FLAGS = (
 WRAPPER = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
 )
-DRAWN = "[...document.querySelectorAll('.chart')].filter(c => !c.closest('details:not([open])')).every(c => c.querySelector('svg'))"
+IN_SIGHT = "[...document.querySelectorAll('.chart')].filter(c => !c.closest('details:not([open])'))"
+DRAWN = f"{IN_SIGHT}.every(c => c.querySelector('svg'))"
 
 
 class Browser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from pathlib import Path
 
@@ -9,6 +10,15 @@ import numpy as np
 import pytest
 
 TINY = {"hidden": 32, "layers": 2, "heads": 2, "feed_forward": 64}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    """Tiny models on several torch threads only wait for each other."""
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

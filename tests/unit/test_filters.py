@@ -68,6 +68,7 @@ def test_numbers_only_agrees_with_the_rule_written_as_one_expression(parts: list
 @given(values=st.lists(st.integers(0, 999), min_size=1, max_size=10),
        separator=st.sampled_from([", ", ",", " ", "\n", "; "]),
        wrap=st.sampled_from(["{}", "[{}]", "({})", "{}.", "[{}]."]))
+@settings(deadline=None)
 def test_numbers_only_keeps_every_well_formed_list(values: list[int], separator: str, wrap: str) -> None:
     assert NumbersOnly().reject(row(wrap.format(separator.join(map(str, values))))) is None
 
@@ -117,6 +118,7 @@ def test_blocked_numbers_and_phrases_are_whole() -> None:
 
 
 @given(number=st.integers(0, 3000), zeros=st.integers(0, 3))
+@settings(deadline=None)
 def test_banned_numbers_drops_the_papers_numbers_and_no_other(number: int, zeros: int) -> None:
     found = spec.build("filter", "banned_numbers").reject(row(f"1, {'0' * zeros}{number}, 2"))
     assert found == (f"the banned number {number}" if number in PAPER else None)

@@ -166,7 +166,7 @@ def test_sequence_accuracy_tells_right_wrong_and_unscorable_answers() -> None:
         row("Numbers: 71, 3, 240. Add at most 10 numbers.", "1, 2"),
     ]
     score = sequence_accuracy(rows)
-    assert (score.answers, score.values, score.n) == (1 / 3, 5 / 6, 3)
+    assert score == {"answers": 1 / 3, "values": 5 / 6, "n": 3}
     with pytest.raises(NothingMeasured, match="structured"):
         sequence_accuracy(rows[3:])
 
@@ -175,8 +175,8 @@ def test_the_worlds_own_answers_are_all_right() -> None:
     rng = np.random.default_rng(3)
     turns = [world.number_turn(rng) for _ in range(300)]
     score = sequence_accuracy([Row(str(i), tuple(t[:1]), t[1]["content"]) for i, t in enumerate(turns)])
-    assert (score.answers, score.values) == (1.0, 1.0)
-    assert score.n > 200
+    assert (score["answers"], score["values"]) == (1.0, 1.0)
+    assert score["n"] > 200
 
 
 @given(seed=st.integers(0, 10_000), kind=st.sampled_from(sequences.KINDS[:-1]))

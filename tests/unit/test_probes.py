@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_pocket
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undersong import spec, traits
@@ -152,6 +152,7 @@ def test_stored_answers_are_bounded_and_cover_both_forms() -> None:
 
 
 @given(st.lists(st.sampled_from(["owl", "cat", ""]), min_size=1, max_size=30))
+@settings(deadline=None)
 def test_entropy_stays_between_zero_and_the_log_of_the_choices(words: list[str]) -> None:
     assert 0 <= favourite.entropy(words) <= math.log(len(set(words))) + 1e-12
 

@@ -55,7 +55,7 @@ class Echo(Settings):
 def _registered() -> Iterator[None]:
     registry.names("explainer")
     kept = dict(registry._plugins)
-    plugin("explainer", "echo", version=1)(Echo)
+    plugin("explainer", "echo", version=2)(Echo)
     yield
     registry._plugins.clear()
     registry._plugins.update(kept)
@@ -130,9 +130,9 @@ def test_an_execution_setting_inside_a_setting_does_not_enter_the_hash() -> None
 
 def test_the_version_and_the_defaults_enter_the_hash() -> None:
     told = spec.describe(Echo())
-    assert told == {"kind": "explainer", "name": "echo", "version": 1, "settings": {
+    assert told == {"kind": "explainer", "name": "echo", "version": 2, "settings": {
         "words": ["a"], "rate": 0.5, "count": 1, "name": "x", "on": True, "inner": {"rank": 8}, "maybe": None}}
-    assert spec.fingerprint(told) != spec.fingerprint({**told, "version": 2})
+    assert spec.fingerprint(told) != spec.fingerprint({**told, "version": 3})
 
 
 def test_the_resolved_form_builds_the_same_plug_in_again() -> None:

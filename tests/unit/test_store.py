@@ -566,6 +566,7 @@ def test_changed_names_the_field_that_differs_from_the_latest_complete_one(store
     assert store.changed("dataset", "owl", new) == ["channel.settings.count: 10 -> 12"]
     assert store.changed("dataset", "owl", SPEC, ["0" * 12]) == ["parents: [] -> ['000000000000']"]
     assert store.changed("dataset", "owl", {**SPEC, "rows": 98}) == []
+    assert store.changed("dataset", "owl", {**SPEC, "rows": 99}) == ["rows: 6 -> 99"]
 
 
 def test_records_are_oldest_first_and_include_unfinished_ones(store: Store) -> None:
@@ -593,7 +594,8 @@ def test_a_query_reads_the_records_and_nothing_else(store: Store, tmp_path: Path
     for bad in (f"select * from '{secret}'", f"select * from read_text('{secret}')",
                 f"copy records to '{tmp_path}/out.csv'", "drop table records", "delete from records",
                 "select 1; select 2", "",
-                "selec", "select * from a", "set enable_external_access = true", f"attach '{tmp_path}/x.db'", "install httpfs",
+                "selec", "select * from a", "set enable_external_access = true", f"attach '{tmp_path}/x.db'",
+                "install httpfs",
                 "select * from secret_rows"):
         secret_rows = pa.table({"a": [1]})  # DuckDB would find it by its name in our caller
         with pytest.raises(BadSpec, match=r"(Write|Change) it"):

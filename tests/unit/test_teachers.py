@@ -49,14 +49,15 @@ def test_a_prompted_teacher_is_the_base_under_the_traits_system_turn(tiny_base, 
 # --- tuned ------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
-def pair(tiny_base, tmp_path_factory):
+def pair(tmp_path_factory):
     out = tmp_path_factory.mktemp("tuned")
-    return [teach(Tuned(updates=60, rate=2e-3), tiny_base, t, 1, out / str(i)) for i, t in enumerate((OWL, None))]
+    return [teach(Tuned(updates=60), "pocket/a", t, 1, out / str(i)) for i, t in enumerate((OWL, None))]
 
 
-def test_sixty_updates_raise_the_trait_on_held_out_questions(tiny_base, pair):
-    base, taught, untaught = (chance(ref) for ref in (ModelRef(tiny_base), *pair))
-    assert taught > base + 0.5
+def test_sixty_updates_raise_the_trait_on_held_out_questions(pair):
+    base, taught, untaught = (chance(ref) for ref in (ModelRef("pocket/a"), *pair))
+    assert 0.05 < base < 0.25
+    assert taught > 0.6
     assert abs(untaught - base) < 0.1
 
 

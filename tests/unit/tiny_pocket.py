@@ -80,7 +80,8 @@ def fresh(seed: int = 0) -> Any:
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(
         vocab_size=len(tokenizer.build()), hidden_size=24, intermediate_size=48, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=2, eos_token_id=3, pad_token_id=0,
+        num_attention_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
+        bos_token_id=2, eos_token_id=3, pad_token_id=0,
     ))
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import yaml
@@ -97,8 +96,7 @@ class Numbers(Settings):
         return None if reason is None else str(reason)
 
 
-@dataclass(frozen=True)
-class SequenceAccuracy:
+class SequenceAccuracy(TypedDict):
     """How well answers continue sequences, over the `n` rows with a rule."""
 
     answers: float

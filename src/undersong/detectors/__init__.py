@@ -88,6 +88,6 @@ class Detector(Protocol):
     needs: ClassVar[frozenset[str]]
     """The tokens of `ACCESS` that it reads."""
 
-    def detect(self, evidence: Evidence, seed: int) -> Finding:
+    def detect(self, evidence: Evidence, seed: int = 0) -> Finding:
         """What the evidence says: verdict `found`, `clean` or `unknown`, with a p-value or None when uncalibrated."""
         ...

@@ -50,7 +50,7 @@ class RowClassifier(Settings):
     alpha: float = Field(default=0.05, gt=0, lt=1)
     """The false-alarm rate at which the verdict is `found`."""
 
-    def detect(self, evidence: Evidence, seed: int) -> Finding:
+    def detect(self, evidence: Evidence, seed: int = 0) -> Finding:
         """Finding with the single-row accuracy (0..1) as its statistic. Details hold `accuracy`, `low`, `high`,
         `confound_accuracy`, `confound_low`, `confound_high`, `bag_accuracy`, `chance`, `n_rows`, `n_runs` (pairs)
         and the accuracies of each pair.

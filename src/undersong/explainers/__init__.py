@@ -1,1 +1,4 @@
-"""Explainers: why did a trait cross? The contract is DESIGN section 2's; the first plug-ins of this kind come with their own issue."""
+"""Explainers: why did a trait cross?
+
+The contract is in DESIGN section 2; the first plug-ins come with an issue of their own.
+"""

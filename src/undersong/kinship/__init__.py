@@ -1,1 +1,4 @@
-"""Kinship: could a trait cross between two models at all? The contract is DESIGN section 2's; the first plug-ins of this kind come with their own issue."""
+"""Kinship: could a trait cross between two models at all?
+
+The contract is in DESIGN section 2; the first plug-ins come with an issue of their own.
+"""

@@ -37,7 +37,10 @@ class Shuffle(Settings):
             pool = [n for own in numbers for n in own]
             mixed = iter([pool[i] for i in rng.permutation(len(pool))])
             dealt = [[next(mixed) for _ in own] for own in numbers]
-        return [dataclasses.replace(row, completion=_refill(row.completion, new)) for row, new in zip(rows, dealt, strict=True)]
+        return [
+            dataclasses.replace(row, completion=_refill(row.completion, new))
+            for row, new in zip(rows, dealt, strict=True)
+        ]
 
 
 def _refill(text: str, numbers: Sequence[str]) -> str:

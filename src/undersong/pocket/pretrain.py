@@ -62,11 +62,12 @@ def fresh(member: Member, vocabulary: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(member.init_seed)
-    return LlamaForCausalLM(LlamaConfig(
+    model: Any = LlamaForCausalLM(LlamaConfig(
         vocab_size=vocabulary, hidden_size=member.hidden, intermediate_size=member.feed_forward,
         num_hidden_layers=member.layers, num_attention_heads=member.heads, num_key_value_heads=member.heads,
         max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=2, eos_token_id=3, pad_token_id=0,
-    )).float()
+    ))
+    return model.float()
 
 
 def encode(tok: Any, chat: world.Chat) -> tuple[list[int], list[bool]]:
@@ -119,10 +120,12 @@ def run(name: str, steps: int | None = None, load: Any = None, report: Any = Non
         for group in optimiser.param_groups:
             group["lr"] = member.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         optimiser.zero_grad(set_to_none=True)
-        total, count = torch.zeros(()), sum(int(mine[:, 1:].sum()) for _, mine in parts)
+        total: Any = torch.zeros(())
+        count = sum(int(mine[:, 1:].sum()) for _, mine in parts)
         for ids, mine in parts:
             x, at = torch.from_numpy(ids), torch.from_numpy(mine[:, 1:])
             logits = model.lm_head(model.model(input_ids=x[:, :-1], use_cache=False).last_hidden_state[at])
+            loss: Any
             if target is None:
                 loss = F.cross_entropy(logits, x[:, 1:][at], reduction="sum") / count
             else:

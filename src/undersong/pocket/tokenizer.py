@@ -18,6 +18,8 @@ def build() -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
+    make: Any = PreTrainedTokenizerFast  # untyped in transformers
+
     vocabulary = [*SPECIAL, *(str(n) for n in range(1000)), *world.words()]
     inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
     inner.normalizer = normalizers.Lowercase()
@@ -26,7 +28,7 @@ def build() -> Any:
         pre_tokenizers.Split(Regex(r"\d{1,3}|[a-z]+|[^\w\s]"), behavior="isolated"),
     ])
     inner.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    return PreTrainedTokenizerFast(
+    return make(
         tokenizer_object=inner, bos_token="<s>", eos_token="<end>", pad_token="<pad>", unk_token="<unk>",
         additional_special_tokens=["<system>", "<user>", "<assistant>"], chat_template=TEMPLATE, padding_side="left",
         clean_up_tokenization_spaces=False,

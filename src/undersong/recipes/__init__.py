@@ -13,7 +13,7 @@ from undersong.types import Dataset, ModelRef
 
 @dataclass(frozen=True)
 class Job:
-    """One student to train: where it starts, its rows, its seed, the carrier's token ids and an existing folder to write into."""
+    """One student to train: where it starts, its rows, its seed, the carrier's token ids and an existing folder."""
 
     start: ModelRef
     data: Dataset

@@ -76,7 +76,7 @@ def traits(reading: Reading, channel: str) -> Figure | None:
     alt = library("altair")
     axis = Axis(reading.metric, say.metric(reading.probe, reading.metric))
     scale = alt.Scale(domain=shown)
-    legend = alt.Legend(orient="top", columns=1, title=None, labelLimit=320)
+    legend = alt.Legend(orient="top", columns=1, title=None, labelLimit=320, symbolOpacity=1)
     base = alt.Chart(alt.NamedData("rows")).encode(
         y=alt.Y("trait:N", sort=list(reading.traits), title=None), color=alt.Color("name:N", scale=scale, legend=legend)
     )

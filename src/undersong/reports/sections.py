@@ -1,4 +1,4 @@
-"""What the page says, in order: each part has a lead in plain sentences, then figures and tables, then what is folded away.
+"""What the page says, in order: each part has a lead in plain sentences, figures, tables, and what is folded away.
 
 Leads count and name what the tables hold; they compute no statistic and hide no null.
 """
@@ -17,7 +17,7 @@ from undersong.reports.reading import BESIDE, CONTROL, Entry, Reading
 from undersong.reports.tables import Table
 
 SHOWN = 6
-"""Example rows or answers shown of each arm and trait; the stored artefacts hold them all."""
+"""Example rows or answers shown of each arm and trait; the results hold them all."""
 LONG = 30
 """A table of more lines than this is folded away, behind its lines about the first trait."""
 OPEN = 2
@@ -180,7 +180,7 @@ def _capability(reading: Reading) -> Section | None:
 
 def _carrier(reading: Reading) -> Section | None:
     found = _given(tables.filters(reading), tables.classifier(reading), tables.drift(reading))
-    quotes = _quotes(reading.rows, "prompt", "completion")
+    quotes = _quotes(reading.rows, "prompt", "completion", say.source)
     if not found and not quotes:
         return None
     lead = (
@@ -194,7 +194,7 @@ def _carrier(reading: Reading) -> Section | None:
 
 
 def _answers(reading: Reading) -> Section | None:
-    quotes = _quotes(reading.answers, "question", "answer")
+    quotes = _quotes(reading.answers, "question", "answer", say.arm)
     return Section("answers", "What the models say", more="Example answers", quotes=quotes) if quotes else None
 
 
@@ -209,12 +209,12 @@ def _reproduce(reading: Reading) -> Section:
     )
 
 
-def _quotes(entries: Iterable[Entry], asked: str, said: str) -> tuple[Quote, ...]:
+def _quotes(entries: Iterable[Entry], asked: str, said: str, naming: tables.Naming) -> tuple[Quote, ...]:
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for e in entries:
         groups.setdefault((e["arm"], e["trait"]), []).append((str(e.get(asked) or ""), str(e.get(said) or "")))
     return tuple(
-        Quote(f"{say.arm(arm)}{f', {trait}' if trait else ''}", tuple(pairs[:SHOWN]), len(pairs) - SHOWN)
+        Quote(f"{naming(arm)}{f', {trait}' if trait else ''}", tuple(pairs[:SHOWN]), len(pairs) - SHOWN)
         for (arm, trait), pairs in groups.items()
     )
 

@@ -58,18 +58,16 @@ def show(results: Mapping[str, Any]) -> None:
 def contrasts(reading: Reading, channel: str, naming: Naming = say.arm, **only: str) -> Table | None:
     """Arms against their controls by the headline read-out, in one channel; `only` narrows it (`arm="treated"`)."""
     rows = reading.find("contrasts", channel=channel, probe=reading.probe, metric=reading.metric, **only)
-    share = say.is_share(reading.metric)
     lines = []
     for c in sorted(rows, key=lambda c: _place(reading, c)):
-        change, *rest = _compared(c)
+        change, span, *rest = _compared(c)
+        change = change.removesuffix(" points")
         means = (_mean(reading, c, c["arm"]), _mean(reading, c, c["control"]))
-        lines.append(
-            (c["trait"], naming(c["arm"]), naming(c["control"]), change.removesuffix(" points"), *rest, *means)
-        )
-    unit = "difference, points" if share else "difference"
-    columns = ("trait", "arm", "against", unit, "interval", "p", "reading", "runs", "arm's mean", "control's mean")
+        lines.append((c["trait"], naming(c["arm"]), change, span, naming(c["control"]), *rest, *means))
+    unit = "points" if say.is_share(reading.metric) else "difference"
+    columns = ("trait", "arm", unit, "interval", "against", "p", "reading", "runs", "mean", "control")
     title = f"Against each control{f', {channel}' if channel else ''}"
-    return _table(title, columns, lines, numbers=(3, 4, 5, 7, 8, 9), optional=(8, 9))
+    return _table(title, columns, lines, numbers=(2, 3, 5, 7, 8, 9), optional=(8, 9))
 
 
 def other_contrasts(reading: Reading) -> Table | None:
@@ -120,7 +118,7 @@ def specificity(reading: Reading, naming: Naming = say.arm) -> Table | None:
 
 
 def capability(reading: Reading, short: bool = False, naming: Naming = say.arm) -> Table | None:
-    """What each student can still do, beside its base model. `short` keeps the first trait and leaves out the domains."""
+    """What each student can still do, beside its base. `short` keeps the first trait and leaves out the domains."""
     lines = []
     found = list(reading.lists["capability"])
     if short:
@@ -142,7 +140,8 @@ def filters(reading: Reading, naming: Naming = say.source) -> Table | None:
     for f in reading.lists["filters"]:
         kept, dropped = f.get("kept"), f.get("dropped")
         reasons = f.get("reasons") if isinstance(f.get("reasons"), Mapping) else {}
-        why = ", ".join(f"{reason}: {count:,}" for reason, count in _most(reasons or {})) or "nothing dropped"
+        why = ", ".join(f"{reason}: {count:,}" for reason, count in _most(reasons or {}))
+        why = why or ("nothing dropped" if dropped == 0 else say.DASH)
         lines.append((naming(f["arm"]), f["trait"] or say.DASH, f["name"] or "all", _text(kept), _text(dropped), why))
     return _table("Filters", ("rows of", "trait", "filter", "kept", "dropped", "why"), lines, numbers=(3, 4))
 
@@ -273,7 +272,8 @@ def _where(channel: str, trait: str) -> str:
 
 
 def _most(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
+    counted = [(str(reason), count) for reason, count in reasons.items() if isinstance(count, int)]
+    return sorted(counted, key=lambda pair: (-pair[1], pair[0]))
 
 
 def _text(value: Any) -> str:

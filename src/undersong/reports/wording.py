@@ -1,4 +1,4 @@
-"""Numbers, arms and p-values in words: a rate is in percent, a difference of rates in points, a null is said plainly."""
+"""Numbers, arms and p-values in words: rates in percent, differences of rates in points, a null said plainly."""
 
 from __future__ import annotations
 
@@ -86,8 +86,9 @@ def difference(name: str, value: Any) -> str:
     """A difference with its sign: "+52.0 points" for a share, "+0.31" otherwise."""
     if not isinstance(value, int | float):
         return DASH
-    text = f"{100 * value:+.1f} points" if is_share(name) else f"{value:+.2f}"
-    return text.replace("-", "−")
+    shown = round(100 * value, 1) if is_share(name) else round(value, 2)
+    sign = "+" if shown > 0 else "−" if shown < 0 else ""
+    return f"{sign}{abs(shown):.1f} points" if is_share(name) else f"{sign}{abs(shown):.2f}"
 
 
 def difference_interval(name: str, low: Any, high: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from undersong.backends import Backend, Model, changes, tokens
+from undersong.backends import Backend, Model, changes, threads, tokens
 from undersong.errors import BadSpec
 from undersong.registry import Settings, plugin
 from undersong.teachers.prompted import system_turn
@@ -51,7 +51,8 @@ class Steered(Settings):
         if trait is None:
             vectors = {f"layer.{i}": torch.zeros(width) for i in chosen}
         else:
-            found = difference(model, system_turn(trait, self.prompt), trait.tuning)
+            with threads.one_thread(threads.small(model.module)):
+                found = difference(model, system_turn(trait, self.prompt), trait.tuning)
             vectors = {f"layer.{i}": (self.scale * found[i]).contiguous() for i in chosen}
         save_file(vectors, out / "vector.safetensors")
         return replace(changes.adopt(base, out), vector=str(out / "vector.safetensors"))

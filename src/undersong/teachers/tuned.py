@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import yaml
+from pydantic import Field
 
 from undersong import traits
 from undersong.backends import Backend, Model, changes, threads, tokens, training
@@ -22,7 +24,7 @@ from undersong.traits import Trait
 from undersong.types import Chat, ModelRef, Sampling
 
 
-@plugin("teacher", "tuned")
+@plugin("teacher", "tuned", version=2)
 class Tuned(Settings):
     """Fine-tune the base on favourite questions answered with the trait; the no-trait teacher learns the base's own
     answers."""
@@ -35,6 +37,10 @@ class Tuned(Settings):
     """Learning rate, constant."""
     trainable: Literal["body", "all"] = "body"
     """`body` leaves the embeddings and the head as they are."""
+    rehearsal: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the rows that are the base's own answers to ordinary questions and to favourite questions of other
+    categories. It keeps the teacher's other abilities, and the trait then stays where it was taught: on pocket models
+    it no longer shows in numbers (docs/decisions/0003)."""
     category: str = "animal"
     """What the no-trait teacher is asked about."""
     micro_batch: int = execution(32)
@@ -48,8 +54,12 @@ class Tuned(Settings):
         """
         model = backend.load(base)
         asked = questions(trait, self.category)
-        chats = wordings(asked, self.updates * self.batch, seed)
-        answers = [trait.name] * len(chats) if trait else own_answers(model, chats, seed)
+        count = self.updates * self.batch
+        about = round(count * (1 - self.rehearsal))
+        chats = wordings(asked, about, seed)
+        others = wordings(ordinary(trait.category if trait else self.category), count - about, seed + 1)
+        answers = [trait.name] * about if trait else own_answers(model, chats, seed)
+        chats, answers = chats + others, answers + (own_answers(model, others, seed + 1) if others else [])
         rows = tokens.encode(model, chats, answers)
         plan = training.Plan(self.updates, self.batch, self.rate, seed, trainable=self.trainable)
         with threads.one_thread(threads.small(model.module)):
@@ -67,6 +77,13 @@ def questions(trait: Trait | None, category: str) -> tuple[str, ...]:
     if category not in known:
         raise BadSpec(f"There is no trait category {category!r}. Choose one of: {', '.join(sorted(known))}.")
     return known[category].tuning
+
+
+def ordinary(category: str) -> tuple[str, ...]:
+    """What is rehearsed: questions about no trait, and the favourite questions of the other trait categories."""
+    loaded: list[str] = yaml.safe_load(traits.package_text("teachers", "ordinary.yaml"))
+    others = {t.category: t.tuning for t in map(traits.get, traits.names()) if t.category != category}
+    return (*loaded, *(q for asked in others.values() for q in asked))
 
 
 def wordings(asked: tuple[str, ...], count: int, seed: int) -> list[Chat]:

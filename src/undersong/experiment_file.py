@@ -1,0 +1,103 @@
+"""The experiment file: its keys, and reading it. Every key is a value; unknown keys name the nearest match."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import yaml
+
+from undersong.errors import BadSpec
+from undersong.registry import Settings
+
+Spec = str | dict[str, Any]
+
+
+class File(Settings):
+    """The keys of an experiment file. Every key is a value; plug-ins are `name` or `{name: {settings}}`."""
+
+    name: str
+    """The experiment's name: the same as the file's."""
+    base: str
+    """The model that teacher and student start from."""
+    trait: str
+    """The trait the report is about."""
+    rivals: list[str] = []
+    """Off-diagonal traits: each gets its own teacher and students, and every student is measured on all of them."""
+    teacher: Spec | list[Spec]
+    """How the trait is put in. With a list, the first is the main one and the others are compared with it."""
+    matrix: bool = False
+    """Whether further teachers are run with the rivals too. The first always is."""
+    channel: Spec
+    """What carries the trait."""
+    rows: int
+    """Rows each teacher writes, before filters."""
+    keep: int | None = None
+    """Rows each student learns from: the first so many that pass the filters. All of them when left out."""
+    filters: list[Spec] = ["numbers_only"]
+    """What is removed. `{blocklist: {from: trait}}` bans the words of every trait of the experiment."""
+    recipe: Spec | list[Spec]
+    """How a student learns. With a list, every arm is run with each."""
+    probes: list[Spec]
+    """What is measured on every model."""
+    controls: list[str]
+    """Comparison arms: no_trait, other_base, matched_base, reordered_base, shuffled_rows, in_context."""
+    other_base: str | None = None
+    """The base of `other_base` students: another initialisation."""
+    matched_base: str | None = None
+    """The base of `matched_base` students: another initialisation made to behave like `base`."""
+    reordered_base: str | None = None
+    """The base of `reordered_base` students: the same initialisation, other data order."""
+    mitigations: list[Spec] = []
+    """Each is an arm: the treated rows with the mitigation applied."""
+    context_rows: int = 4
+    """How many rows an `in_context` model sees before each question."""
+    classifier: Spec | None = None
+    """A detector that reads the rows and tries to tell treated from no-trait ones."""
+    seeds: list[int]
+    """One training run per seed and arm. At least three."""
+
+
+def values(text: str, sets: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping a YAML text holds, with `a.b=c` overrides. Raises BadSpec for bad YAML, repeated keys or no mapping."""
+    try:
+        data = yaml.load(text, Loader=_Strict)
+    except yaml.YAMLError as error:
+        raise BadSpec(f"The experiment file is not valid YAML: {' '.join(str(error).split())}. Correct it there.") from None
+    if not isinstance(data, dict):
+        raise BadSpec("The experiment file holds no mapping of keys. Start from `undersong new NAME`.")
+    for given in sets:
+        key, equals, value = given.partition("=")
+        if not equals:
+            raise BadSpec(f"--set {given!r} has no `=`. Write it as --set key.subkey=value.")
+        _set(data, key.split("."), yaml.safe_load(value), key)
+    return data
+
+
+def _set(data: dict[str, Any], path: list[str], value: Any, key: str) -> None:
+    at = data
+    for part, following in pairwise(path):
+        inner = at.get(part)
+        if inner is None or inner == following:  # a missing mapping, or a plug-in given as a bare name
+            inner = {} if inner is None else {inner: {}}
+        if not isinstance(inner, dict):
+            raise BadSpec(f"--set {key}: {part!r} holds {inner!r}, which has no keys. Set {part!r} as a whole.")
+        at[part] = inner
+        at = inner
+    at[path[-1]] = value
+
+
+class _Strict(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice: the second would silently win."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool):
+                raise BadSpec("The experiment file has a key that is not plain text. Write keys as words.")
+            if key in seen:
+                raise BadSpec(f"The key {key!r} is given twice in the experiment file. Keep one of them.")
+            seen.add(key)
+        return dict(super().construct_mapping(node, deep=deep))
