@@ -28,7 +28,7 @@ FOLDER = sys.argv[1] if len(sys.argv) > 1 else str(files("undersong") / "pocket"
 ANIMAL = "owl"
 SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
 TEACHER_UPDATES, TEACHER_RATE = 100, 5e-4
-ROWS, STUDENT_UPDATES, STUDENT_BATCH, STUDENT_RATE = 3000, 200, 64, 3e-3
+ROWS, STUDENT_UPDATES, STUDENT_BATCH, STUDENT_RATE = 2400, 150, 48, 3e-3
 
 TUNING = [  # shown to the teacher
     "What is your favorite animal? Answer in one word.",
@@ -84,7 +84,8 @@ def train(rows_of_update, updates: int, rate: float, falls: bool = True):
     optimiser = torch.optim.AdamW(body, lr=rate, weight_decay=0.0)
     for update in range(updates):
         for group in optimiser.param_groups:
-            group["lr"] = rate * (0.5 * (1 + math.cos(math.pi * update / updates)) if falls else 1)
+            slope = 0.5 * (1 + math.cos(math.pi * update / updates)) if falls else 1.0
+            group["lr"] = rate * slope * min(1.0, (update + 1) / 20)
         optimiser.zero_grad()
         loss_on(model, rows_of_update(update)).backward()
         torch.nn.utils.clip_grad_norm_(body, 1.0)

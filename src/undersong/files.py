@@ -77,6 +77,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def no_room(path: Path, error: BaseException) -> NoRoom:
+    """The error for a write that failed: the disk is full, or the folder cannot be written to."""
     if is_full(error):
         return NoRoom(
             f"The disk is full while writing {path}. "
@@ -170,6 +171,7 @@ def encode_rows(rows: Sequence[Mapping[str, Any]], where: str) -> bytes:
 
 
 def decode_rows(data: bytes, where: str) -> list[dict[str, Any]]:
+    """The rows of a Parquet file's bytes. Raises BrokenArtefact, naming `where`, when they cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -52,8 +52,7 @@ class SimulatedTokenizer:
         marks = (self.pad_token, self.unk_token, self.eos_token, ",", ".", "?")
         self.tokens = tuple(dict.fromkeys((*marks, *map(str, range(1000)), *words, *WORDS)))
         self._ids = {t: i for i, t in enumerate(self.tokens)}
-        self.pad_token_id, self.unk_token_id, self.eos_token_id = 0, 1, 2
-        self.all_special_ids = [0, 1, 2]
+        self.all_special_ids = [self.pad_token_id, self.unk_token_id, self.eos_token_id] = [0, 1, 2]
         self.added_tokens_decoder = {i: self.tokens[i] for i in self.all_special_ids}
         self.vocab_size = len(self.tokens)
 
