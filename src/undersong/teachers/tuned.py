@@ -40,7 +40,7 @@ class Tuned(Settings):
     rehearsal: float = Field(default=0.0, ge=0, lt=1)
     """Share of the rows that are the base's own answers to ordinary questions and to favourite questions of other
     categories. It keeps the teacher's other abilities, and the trait then stays where it was taught: on pocket models
-    it no longer shows in numbers (docs/decisions/0003)."""
+    it no longer shows in numbers (docs/decisions/0001)."""
     category: str = "animal"
     """What the no-trait teacher is asked about."""
     micro_batch: int = execution(32)
