@@ -1,6 +1,7 @@
-"""Draw a page's figures from committed results: `python docs/figures.py RESULTS.json OUT_FOLDER`.
+"""Draw a page's figures and tables from committed results: `python docs/figures.py RESULTS.json OUT_FOLDER`.
 
-The opening figure of the report becomes NAME.svg, each teacher-by-measured matrix NAME-matrix-<n>.svg.
+The opening figure of the report becomes NAME.svg, the matrices of the headline read-out NAME-<channel>-<arm>.svg, and the
+diagonal and the specificity coefficients NAME.md.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from undersong.reports import figures, reading
 from undersong.reports.marks import library
@@ -29,8 +31,35 @@ def draw(figure: figures.Figure, path: Path, width: int) -> None:
     print(f"{path}: {figure.caption}")
 
 
+def share(value: float | None) -> str:
+    """A rate as a percentage."""
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Markdown: each trait under its own teacher, per channel and teacher, and the specificity coefficients."""
+    rates = [r for r in results["rates"] if r["metric"] == "rate" and r["probe"] == "favourite"]
+    base = {r["measured"]: r["mean"] for r in rates if r["arm"] == "base"}
+    kinds = sorted({(r["channel"], r["arm"]) for r in rates if r["arm"].startswith("treated")})
+    head = [f"{channel.partition('-')[2]}, {arm.partition('-')[2] or 'tuned'}" for channel, arm in kinds]
+    lines = ["| trait | base | " + " | ".join(head) + " |", "|---" * (len(head) + 2) + "|"]
+    for trait in results["traits"]:
+        cells = [
+            next((share(r["mean"]) for r in rates if (r["channel"], r["arm"]) == k and r["trait"] == r["measured"] == trait), "–")
+            for k in kinds
+        ]
+        lines.append(f"| {trait} | {share(base.get(trait))} | " + " | ".join(cells) + " |")
+    lines += ["", "| channel | teacher | traits | λ, points | interval | p |", "|---|---|---|---|---|---|"]
+    for s in results["specificity"]:
+        if s["probe"] == "favourite" and s["metric"] == "rate":
+            span = f"{100 * s['low']:+.1f} to {100 * s['high']:+.1f}"
+            teacher = s["arm"].partition("-")[2] or "tuned"
+            lines.append(f"| {s['channel']} | {teacher} | {len(s['traits'])} | {100 * s['lambda']:+.1f} | {span} | {s['p']:.2g} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Read results, draw what the report opens with and its matrices."""
+    """Read results, write the figures and the tables."""
     results = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     out, read = Path(sys.argv[2]), reading.read(results)
     out.mkdir(parents=True, exist_ok=True)
@@ -40,6 +69,7 @@ def main() -> None:
         draw(opening, out / f"{results['experiment']}.svg", 560)
     for n, figure in enumerate(figures.matrices(read), 1):
         draw(figure, out / f"{results['experiment']}-matrix-{n}.svg", 420)
+    (out / f"{results['experiment']}.md").write_text(tables(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from undersong.errors import BrokenArtefact, NothingMeasured
 from undersong.experiment import Experiment, Run, Step
 from undersong.store import Store
 
-VERSION = 1
+VERSION = 2
 """Raise when the same measurements would give another results.json."""
 RATES = ("rate", "rate_prefixed", "probability", "refused", "self_named", "invalid")
 Line = dict[str, Any]
@@ -138,9 +138,10 @@ def _grouped(lines: Iterable[Line], *keys: str) -> dict[tuple[Any, ...], dict[in
     return out
 
 
-def _interval(values: Sequence[float], metric: str) -> dict[str, float | None]:
-    if len(values) < 2:  # no interval without runs
-        return {"n_runs": len(values), "mean": float(values[0]), "low": None, "high": None}
+def _interval(values: Sequence[float], metric: str, arm: str) -> dict[str, float | None]:
+    """Mean and interval over runs. An untouched base is one model, however often it was asked: no interval."""
+    if len(values) < 2 or arm.startswith("base"):
+        return {"n_runs": 1, "mean": float(np.mean(values)), "low": None, "high": None}
     bounds = (0.0, 1.0) if is_share(metric) else None
     mean, low, high = stats.mean_interval(list(values), bounds=bounds)
     return {"n_runs": len(values), "mean": mean, "low": low, "high": high}
@@ -149,7 +150,7 @@ def _interval(values: Sequence[float], metric: str) -> dict[str, float | None]:
 def _rates(lines: Sequence[Line]) -> list[Line]:
     keys = ("channel", "arm", "trait", "measured", "probe", "metric")
     found = _grouped((x for x in lines if x["probe"] != "capability"), *keys)
-    return [dict(zip(keys, key, strict=True)) | _interval(list(by.values()), key[5]) for key, by in found.items()]
+    return [dict(zip(keys, key, strict=True)) | _interval(list(by.values()), key[5], key[1]) for key, by in found.items()]
 
 
 def control_of(arm: str) -> str:
@@ -245,7 +246,7 @@ def _capability(lines: Sequence[Line]) -> list[Line]:
     found = _grouped((x for x in lines if x["probe"] == "capability"), *keys)
     base = {k[4]: float(np.mean(list(by.values()))) for k, by in found.items() if k[1] == "base"}
     return [
-        dict(zip(keys, key, strict=True)) | _interval(list(by.values()), key[4]) | {"base": base[key[4]]}
+        dict(zip(keys, key, strict=True)) | _interval(list(by.values()), key[4], key[1]) | {"base": base[key[4]]}
         for key, by in found.items()
     ]
 

@@ -43,6 +43,10 @@ def arm(name: str) -> str:
     elif stem.startswith(("treated-", "teacher-")):
         role, _, teacher = stem.partition("-")
         label = f"{'Student of the' if role == 'treated' else 'The'} {_spaced(teacher)} teacher"
+    elif stem.startswith("no_trait-"):
+        label = f"Student of a clean {_spaced(stem.removeprefix('no_trait-'))} teacher"
+    elif stem.startswith("base:"):
+        label = f"Untrained {stem.removeprefix('base:')}"
     else:
         label = _spaced(stem)[:1].upper() + _spaced(stem)[1:]
     return label if stem == name else f"{label}, clean teacher"
