@@ -18,7 +18,13 @@ CONFIG = {
     "background": "white",
     "font": "sans-serif",
     "view": {"stroke": None},
-    "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "domainColor": "#bbb", "tickColor": "#bbb"},
+    "axis": {
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "domainColor": "#bbb",
+        "tickColor": "#bbb",
+    },
     "axisY": {"grid": False},
     "range": {"category": ["#b3541e", "#3b6ea5", "#8a8a8a"]},
 }
@@ -45,7 +51,10 @@ def tables(results: dict[str, Any]) -> str:
     lines = ["| trait | base | " + " | ".join(head) + " |", "|---" * (len(head) + 2) + "|"]
     for trait in results["traits"]:
         cells = [
-            next((share(r["mean"]) for r in rates if (r["channel"], r["arm"]) == k and r["trait"] == r["measured"] == trait), "–")
+            next(
+                (share(r["mean"]) for r in rates if (r["channel"], r["arm"]) == k and r["trait"] == r["measured"] == trait),
+                "–",
+            )
             for k in kinds
         ]
         lines.append(f"| {trait} | {share(base.get(trait))} | " + " | ".join(cells) + " |")
@@ -54,7 +63,9 @@ def tables(results: dict[str, Any]) -> str:
         if s["probe"] == "favourite" and s["metric"] == "rate":
             span = f"{100 * s['low']:+.1f} to {100 * s['high']:+.1f}"
             teacher = s["arm"].partition("-")[2] or "tuned"
-            lines.append(f"| {s['channel']} | {teacher} | {len(s['traits'])} | {100 * s['lambda']:+.1f} | {span} | {s['p']:.2g} |")
+            lines.append(
+                f"| {s['channel']} | {teacher} | {len(s['traits'])} | {100 * s['lambda']:+.1f} | {span} | {s['p']:.2g} |"
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from undersong.errors import BadRows, NothingMeasured
 
 Entry = dict[str, Any]
-LISTS = ("runs", "rates", "contrasts", "specificity", "matrix", "capability", "filters", "classifier", "drift")
+LISTS = ("runs", "rates", "contrasts", "specificity", "matrix", "capability", "filters", "classifier", "drift", "unmeasured")
 NAMES = ("channel", "arm", "control", "trait", "measured", "probe", "metric", "name")
 FIRST = ("base", "teacher", "treated", "no_trait")
 BESIDE = ("refused", "self_named", "invalid", "entropy")

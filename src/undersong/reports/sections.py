@@ -194,8 +194,10 @@ def _carrier(reading: Reading) -> Section | None:
 
 
 def _answers(reading: Reading) -> Section | None:
-    quotes = _quotes(reading.answers, "question", "answer", say.arm)
-    return Section("answers", "What the models say", more="Example answers", quotes=quotes) if quotes else None
+    quotes, missing = _quotes(reading.answers, "question", "answer", say.arm), _given(tables.unmeasured(reading))
+    if not quotes and not missing:
+        return None
+    return Section("answers", "What the models say", tables=missing, more="Example answers" if quotes else "", quotes=quotes)
 
 
 def _reproduce(reading: Reading) -> Section:

@@ -172,6 +172,13 @@ def drift(reading: Reading, naming: Naming = say.source) -> Table | None:
     return _table("Drift of the numbers", columns, lines, numbers=(3, 4, 5))
 
 
+def unmeasured(reading: Reading, naming: Naming = say.arm) -> Table | None:
+    """Training runs in which a probe matched nothing: they are in no mean, so they are listed."""
+    lines = [(naming(u["arm"]), u["trait"] or say.DASH, _text(u.get("seed")), str(u.get("why") or say.DASH))
+             for u in reading.lists["unmeasured"]]
+    return _table("Runs that could not be measured", ("arm", "trait", "seed", "why"), lines)
+
+
 def _print(reading: Reading, console: Any) -> None:
     """Print the sentence and the tables that a reader of the terminal needs."""
     from rich.padding import Padding
@@ -188,6 +195,7 @@ def _print(reading: Reading, console: Any) -> None:
         filters(reading, naming=str),
         classifier(reading),
         drift(reading, naming=str),
+        unmeasured(reading, naming=str),
     ]
     for table in found:
         if table is None:
