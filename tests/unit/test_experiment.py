@@ -173,9 +173,10 @@ def test_a_key_given_twice_is_named() -> None:
         values(text() + "rows: 70\n")
 
 
-def test_ordinary_anchors_and_merges_work() -> None:
-    merged = values("one: &one {a: 1, b: 2}\ntwo: {<<: *one, b: 3}\nthree: *one\n")
-    assert merged == {"one": {"a": 1, "b": 2}, "two": {"a": 1, "b": 3}, "three": {"a": 1, "b": 2}}
+def test_ordinary_anchors_work_and_merges_are_refused() -> None:
+    assert values("one: &one {a: 1}\ntwo: *one\n") == {"one": {"a": 1}, "two": {"a": 1}}
+    with pytest.raises(BadSpec, match="merge"):
+        values("one: &one {a: 1}\ntwo: {<<: *one, b: 3}\n")
 
 
 def test_text_that_is_not_utf8_is_a_sentence(
