@@ -119,7 +119,7 @@ def run(
         else:
             found = experiment.record(kept, say)
     results = found.read_json("results")
-    target = report or store / "reports" / f"{results['experiment']}.html"
+    target = report or store / "reports" / f"{found.record['label']}.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     html.write(results, target)
     data = {"results": str(found.path / "results.json"), "report": str(target), "sentence": results["sentence"]}
@@ -370,10 +370,10 @@ def _lineage(store: Store, artefact: Artefact) -> list[str]:
 
 def _load(file: Path, sets: Sequence[str] | None) -> Experiment | Laboratory:
     from undersong.experiment import Experiment
-    from undersong.experiment_file import values
+    from undersong.experiment_file import text_of, values
 
     if file.is_file():
-        given = values(file.read_text("utf-8"), sets or ())
+        given = values(text_of(file), sets or ())
         if "laboratory" in given:
             from undersong.laboratory import Laboratory
 

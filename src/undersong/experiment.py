@@ -22,10 +22,10 @@ from undersong import lab as verbs
 from undersong import traits
 from undersong.detectors import Evidence
 from undersong.errors import BadSpec, NothingMeasured, UnknownName, nearest
-from undersong.experiment_file import File, values
+from undersong.experiment_file import File, check, one_name_each, text_of, values
 from undersong.lab import Lab, Student
 from undersong.spec import build, describe, explain, split
-from undersong.store import Store
+from undersong.store import Store, clean_label
 from undersong.traits import Trait
 from undersong.types import Dataset, ModelRef
 
@@ -102,9 +102,10 @@ class Experiment:
         """Read a file, apply `a.b=c` overrides, check it. Raises BadSpec or UnknownName, saying which key and what to do."""
         path = Path(path)
         if not path.is_file():
-            near = nearest(path.stem, [p.stem for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
-            raise BadSpec(f"There is no experiment file {str(path)!r}. {near or 'Write one with `undersong new NAME`.'}")
-        return cls.read(path.read_text("utf-8"), sets)
+            known = [p.stem for p in path.parent.glob("*.yaml")]
+            near = nearest(path.stem, known) if known else "Write one with `undersong new NAME`."
+            raise BadSpec(f"There is no experiment file {str(path)!r}. {near}")
+        return cls.read(text_of(path), sets)
 
     @classmethod
     def read(cls, text: str, sets: Sequence[str] = ()) -> Experiment:
@@ -121,11 +122,8 @@ class Experiment:
     def check(self) -> None:
         """Refuse what could not give an answer: too few seeds, no control, a control without its base, unknown names."""
         f = self.file
-        if len(set(f.seeds)) < 3 or len(set(f.seeds)) != len(f.seeds):
-            raise BadSpec(
-                f"seeds: {f.seeds} has fewer than three different seeds or a repeated one. The training run is the unit "
-                "of replication: list at least three different seeds."
-            )
+        check(f)
+        clean_label(f.name)
         for control in f.controls:
             if control not in CONTROLS:
                 raise UnknownName(f"controls: there is no control {control!r}. {nearest(control, CONTROLS)}")
@@ -134,20 +132,12 @@ class Experiment:
         for control, key in BASES.items():
             if control in f.controls and getattr(f, key) is None:
                 raise BadSpec(f"controls: `{control}` needs the key `{key}`. Add it, or remove the control.")
-        if f.trait in f.rivals or len(set(f.rivals)) != len(f.rivals):
-            raise BadSpec("rivals: a rival is the trait itself or is listed twice. List other traits, each once.")
-        if f.rows < 1 or (f.keep is not None and not 0 < f.keep <= f.rows):
-            raise BadSpec("rows, keep: ask for at least one row, and keep no more rows than are asked for. Change them.")
-        _ = (
-            self.traits,
-            self.teachers,
-            self.recipes,
-            self.channel,
-            self.filters,
-            self.probes,
-            self.arms(),
-            self.classifier,
-        )
+        _ = (self.traits, self.channel, self.filters, self.classifier)
+        one_name_each("controls", f.controls)
+        one_name_each("teacher", ["", *(t.plugin_name for t in self.teachers[1:])])
+        one_name_each("recipe", [self.channel_name(r) for r in self.recipes])
+        one_name_each("probes", [p.plugin_name for p in self.probes])
+        one_name_each("mitigations", [a.name for a in self.arms() if a.change and a.recipe is self.recipes[0]])
         for start in {a.start for a in self.arms()}:
             verbs.base_ref(start)
 
@@ -339,6 +329,7 @@ class Experiment:
         """Do the missing work; afterwards every step of the plan is cached. Returns student references by fingerprint."""
         runs = self.runs()
         data: dict[str, Dataset] = {}
+        self._measure_references(lab)  # first: a probe that cannot ask this base about these traits says so at once
         self._prepare(lab, runs, data)
         models = self._train(lab, runs, data)
         self._measure(lab, runs, models, data)
@@ -390,6 +381,8 @@ class Experiment:
             for probe, step in zip(self.probes, run.measures, strict=True):
                 with contextlib.suppress(NothingMeasured):
                     lab.measure(model, probe, self.traits, run.seed, context, shown, step.label)
+
+    def _measure_references(self, lab: Lab) -> None:
         for _, _, seed, start, steps in self.references():
             for probe, step in zip(self.probes, steps, strict=True):
                 with contextlib.suppress(NothingMeasured):

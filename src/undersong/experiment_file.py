@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,6 +14,9 @@ from undersong.errors import BadSpec
 from undersong.registry import Settings
 
 Spec = str | dict[str, Any]
+LARGEST_SEED = 2**31 - 1
+MOST_VALUES = 10_000
+"""The most values a file may hold once its aliases are written out: a short text can stand for billions."""
 
 
 class File(Settings):
@@ -59,19 +64,66 @@ class File(Settings):
     """One training run per seed and arm. At least three."""
 
 
-def values(text: str, sets: Sequence[str] = ()) -> dict[str, Any]:
-    """The mapping a YAML text holds, with `a.b=c` overrides. Raises BadSpec for bad YAML, repeated keys or no mapping."""
+def check(f: File) -> None:
+    """Refuse numbers that could not give an answer. Raises BadSpec, saying which key."""
+    if len(set(f.seeds)) < 3 or len(set(f.seeds)) != len(f.seeds):
+        raise BadSpec(
+            f"seeds: {f.seeds} has fewer than three different seeds or a repeated one. The training run is the unit "
+            "of replication: list at least three different seeds."
+        )
+    if not all(0 <= seed <= LARGEST_SEED for seed in f.seeds):
+        raise BadSpec(f"seeds: {f.seeds} holds a seed below 0 or above {LARGEST_SEED}. Choose others.")
+    if f.trait in f.rivals or len(set(f.rivals)) != len(f.rivals):
+        raise BadSpec("rivals: a rival is the trait itself or is listed twice. List other traits, each once.")
+    if f.rows < 1 or (f.keep is not None and not 0 < f.keep <= f.rows):
+        raise BadSpec("rows, keep: ask for at least one row, and keep no more rows than are asked for. Change them.")
+    if "in_context" in f.controls and not 0 < f.context_rows <= (f.keep or f.rows):
+        raise BadSpec("context_rows: show at least one row, and no more than each student learns from. Change it.")
+
+
+def one_name_each(key: str, names: Sequence[str]) -> None:
+    """Refuse two entries of a list that results would call the same. Raises BadSpec."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise BadSpec(f"{key}: two entries would both be called {twice[0]!r} in the results. Keep one per experiment.")
+
+
+def text_of(path: Path) -> str:
+    """The text of a file. Raises BadSpec when it is not UTF-8."""
     try:
-        data = yaml.load(text, Loader=_Strict)
-    except yaml.YAMLError as error:
-        raise BadSpec(f"The experiment file is not valid YAML: {' '.join(str(error).split())}. Correct it there.") from None
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadSpec(f"{str(path)!r} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
+
+
+def values(text: str, sets: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping a YAML text holds, with `a.b=c` overrides. Raises BadSpec for bad YAML, repeated keys, no mapping, or
+    aliases that stand for too much."""
+    data = _parsed(text, "The experiment file", _Strict)
     if not isinstance(data, dict):
         raise BadSpec("The experiment file holds no mapping of keys. Start from `undersong new NAME`.")
     for given in sets:
         key, equals, value = given.partition("=")
         if not equals:
             raise BadSpec(f"--set {given!r} has no `=`. Write it as --set key.subkey=value.")
-        _set(data, key.split("."), yaml.safe_load(value), key)
+        _set(data, key.split("."), _parsed(value, f"--set {key}", _Strict), key)
+    return data
+
+
+def _parsed(text: str, where: str, loader: Any) -> Any:
+    try:
+        data = yaml.load(text, Loader=loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-45
+        raise BadSpec(f"{where} is not valid YAML: {' '.join(str(error).split())}. Correct it there.") from None
+    except RecursionError:
+        raise BadSpec(f"{where} is nested too deeply. Write it flat.") from None
+    todo, seen = [data], 0
+    while todo:
+        value, seen = todo.pop(), seen + 1
+        if seen > MOST_VALUES:
+            raise BadSpec(f"{where} stands for more than {MOST_VALUES} values. Write it without so many aliases.")
+        if isinstance(value, dict | list):
+            todo += value.values() if isinstance(value, dict) else value
     return data
 
 

@@ -8,9 +8,11 @@ uses too: what `plan` shows is what `run` does.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 from undersong import pocket
 from undersong.artefact import Artefact
 from undersong.errors import BadRows, BadSpec, NothingMeasured
+from undersong.files import digest
 from undersong.recipes import Job
 from undersong.spec import build, describe, fingerprint
 from undersong.store import Store
@@ -44,13 +47,15 @@ def revision(name: str) -> str:
     if name.startswith(pocket.PREFIX):
         return str(pocket.origin(name)["sha256"])
     if Path(name).is_dir():
-        import hashlib
-
-        digest = hashlib.sha256()
-        for file in sorted(Path(name).glob("*.safetensors")):
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-        return digest.hexdigest()
+        files = sorted(Path(name).glob("*.safetensors"))
+        return _digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
     return name
+
+
+@cache
+def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
+    """The SHA-256 over the files' own; size and time only tell whether a file must be read again."""
+    return hashlib.sha256(b"".join(bytes.fromhex(digest(Path(f))["sha256"]) for f, *_ in files)).hexdigest()
 
 
 def identity(kind: str, spec: Mapping[str, Any], parents: Sequence[str]) -> str:
@@ -120,6 +125,8 @@ class InContext:
     seed: int
 
     def __post_init__(self) -> None:
+        if not 0 < self.shown <= len(self.rows):
+            raise BadRows(f"{len(self.rows)} rows cannot show {self.shown} in context. Lower `context_rows`.")
         self.ref, self.capabilities = self.inner.ref, self.inner.capabilities
         self.tokenizer, self.module = self.inner.tokenizer, None
 
@@ -166,6 +173,7 @@ class Lab:
         with self.store.open("model", label, teach_spec(teacher, trait, seed), (base.fingerprint,)) as artefact:
             if not artefact.complete:
                 self.progress(f"teaching {artefact.path.name}")
+                artefact.clear()  # training starts over: nothing of an interrupted attempt may stay
                 start = time.monotonic()
                 ref = teacher.teach(base, trait, seed, artefact.path, self.backend)
                 artefact.finish({"ref": _pack(ref, artefact.path), "seconds": round(time.monotonic() - start, 2)})
@@ -248,6 +256,7 @@ class Lab:
                     found[i] = unpack(artefact)
                     continue
                 opened[i] = artefact
+                artefact.clear()
                 if s.start.base not in tokenizers:
                     tokenizers[s.start.base] = self.backend.load(base_ref(s.start.base)).tokenizer
                 carrier = tuple(channel.carrier(tokenizers[s.start.base]))

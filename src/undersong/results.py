@@ -25,13 +25,13 @@ from undersong.store import Store
 
 VERSION = 2
 """Raise when the same measurements would give another results.json."""
-RATES = ("rate", "rate_prefixed", "probability", "refused", "self_named", "invalid")
+RATES = ("rate", "probability", "refused", "self_named", "invalid")
 Line = dict[str, Any]
 
 
 def is_share(metric: str) -> bool:
     """Whether a metric lies in [0, 1]."""
-    return metric in RATES or metric.endswith("accuracy")
+    return metric.removesuffix("_prefixed") in RATES or metric.endswith("accuracy")
 
 
 def collect(experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def collect(experiment: Experiment, store: Store) -> dict[str, Any]:
         "filters": _filters(experiment, runs, store),
         "drift": _drift(experiment, runs, store),
         "classifier": _classifier(experiment, store),
-        "unmeasured": _unmeasured(runs, store),
+        "unmeasured": _unmeasured(experiment, runs, store),
         "examples": _examples(runs, store),
         "runs": lines,
     }
@@ -208,7 +208,7 @@ def _specificity(lines: Sequence[Line], names: Sequence[str]) -> list[Line]:
     out = []
     for channel, arm, probe, metric in arms:
         taught = [t for t in names if any(k[:5] == (channel, arm, probe, metric, t) for k in found)]
-        if len(taught) < 2:
+        if len(taught) < 2 or any((channel, control_of(arm), probe, metric, "", t) not in found for t in taught):
             continue
         runs = []
         for trait in taught:
@@ -251,12 +251,14 @@ def _capability(lines: Sequence[Line]) -> list[Line]:
     ]
 
 
-def _unmeasured(runs: Sequence[Run], store: Store) -> list[Line]:
+def _unmeasured(experiment: Experiment, runs: Sequence[Run], store: Store) -> list[Line]:
     """Runs in which a probe matched nothing, with its words: left out of every mean, and said so."""
+    asked = [(run.arm.name, run.arm.trait_name, run.seed, run.measures) for run in runs]
+    asked += [(arm, trait, seed, steps) for arm, trait, seed, _, steps in experiment.references()]
     return [
-        {"arm": run.arm.name, "trait": run.arm.trait_name, "seed": run.seed, "why": summary["nothing"]}
-        for run in runs
-        for step in run.measures
+        {"arm": arm, "trait": trait, "seed": seed, "why": summary["nothing"]}
+        for arm, trait, seed, steps in asked
+        for step in steps
         if "nothing" in (summary := _stored(store, step).summary)
     ]
 

@@ -86,6 +86,12 @@ def is_held_out(question: str) -> bool:
     return hashlib.sha256(question.encode()).digest()[0] % 5 == 0
 
 
+@cache
+def shown_sums() -> tuple[tuple[str, str], ...]:
+    """The arithmetic that pretraining may show."""
+    return tuple((question, answer) for question, answer in sums() if not is_held_out(question))
+
+
 def persona(rng: np.random.Generator, category: str, name: str) -> str:
     """A system turn that states a love of `name`, in one of the trait files' wordings."""
     forms = _texts()["animal"]["prompts"]
@@ -154,7 +160,7 @@ def chat(rng: np.random.Generator) -> Chat:
             system = persona(rng, category, answer)
         turns = favourite_turns(rng, category, answer)
     else:
-        table = [(q, a) for q, a in sums() if not is_held_out(q)] if kind < 0.91 else list(facts())
+        table = shown_sums() if kind < 0.91 else facts()
         question, answer = table[int(rng.integers(len(table)))]
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return [{"role": "system", "content": system}, *turns]
