@@ -133,7 +133,8 @@ def test_seeds_not_propagated_one_repeats(finished: tuple[Experiment, Store], tm
     common = {n for n in one if n.startswith(("model/", "dataset/"))} & set(two)
     assert {n.split("/")[1].rsplit(".", 1)[0] for n in common} >= {
         f"{part}-s{seed}" for seed in (1, 3)
-        for part in ("teacher-simulated-owl", "student-treated-numbers-simulated-owl", "student-no_trait-numbers-simulated-none")
+        for part in ("teacher-simulated-owl", "student-treated-numbers-simulated-owl",
+                     "student-no_trait-numbers-simulated-none")
     }
     assert all(one[n] == two[n] for n in common)
 
@@ -206,7 +207,9 @@ def test_the_name_of_an_experiment_is_no_work() -> None:
 
 
 NEEDED: dict[str, dict[str, Any]] = {"blocklist": {"terms": ["owl"]}}
-CANDIDATES: tuple[Any, ...] = (True, False, 1, 2, 3, 7, 40, 0.25, 0.5, 2.5, "x", [1], [2, 3], ["q_proj"], ["owl", "cat"], None)
+CANDIDATES: tuple[Any, ...] = (
+    True, False, 1, 2, 3, 7, 40, 0.25, 0.5, 2.5, "x", [1], [2, 3], ["q_proj"], ["owl", "cat"], None,
+)
 
 
 def ours() -> list[tuple[str, str, str]]:

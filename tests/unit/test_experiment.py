@@ -301,7 +301,8 @@ def test_a_blocklist_from_the_trait_bans_the_words_of_every_trait() -> None:
 
 
 def test_too_few_rows_left_say_what_to_change(tmp_path: Path) -> None:
-    asked = Experiment.read(text(filters=[{"banned_numbers": {"numbers": list(range(1000))}}], keep=30, controls=["no_trait"]))
+    everything = {"banned_numbers": {"numbers": list(range(1000))}}
+    asked = Experiment.read(text(filters=[everything], keep=30, controls=["no_trait"]))
     with pytest.raises(BadRows, match=r"Raise `rows` or lower `keep`"):
         asked.run(lab_for(Store(tmp_path), asked.file.base))
 

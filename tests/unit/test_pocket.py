@@ -181,7 +181,8 @@ def test_the_template_never_writes_a_system_turn_of_its_own(words: Any) -> None:
 def test_only_the_assistants_words_and_their_end_are_learned(words: Any) -> None:
     chat = [
         {"role": "system", "content": "You love owls."},
-        *({"role": r, "content": c} for r, c in (("user", "2, 4"), ("assistant", "6, 8"), ("user", "owl?"), ("assistant", "owl"))),
+        {"role": "user", "content": "2, 4"}, {"role": "assistant", "content": "6, 8"},
+        {"role": "user", "content": "owl?"}, {"role": "assistant", "content": "owl"},
     ]
     ids, mine = pretrain.encode(words, chat)
     learned = words.convert_ids_to_tokens([i for i, m in zip(ids, mine, strict=True) if m])

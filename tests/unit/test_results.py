@@ -101,7 +101,8 @@ def test_one_run_has_no_interval_and_gives_no_contrast() -> None:
 
 def test_contrasts_are_paired_by_seed_and_take_only_seeds_of_both_arms() -> None:
     treated, plain = {1: 0.5, 2: 0.7, 3: 0.9, 4: 0.1}, {2: 0.2, 3: 0.4, 4: 0.0, 5: 1.0}
-    lines = [line("treated", s, v) for s, v in treated.items()] + [line("no_trait", s, v, trait="") for s, v in plain.items()]
+    lines = [line("treated", s, v) for s, v in treated.items()]
+    lines += [line("no_trait", s, v, trait="") for s, v in plain.items()]
     (found,) = results._contrasts(lines)
     assert found["n_runs"] == 3
     assert found["difference"] == pytest.approx((0.5 + 0.5 + 0.1) / 3)
