@@ -78,7 +78,8 @@ def main() -> None:
     opening = figures.opening(read, channel, results["trait"])
     if opening is not None:
         draw(opening, out / f"{results['experiment']}.svg", 560)
-    for n, figure in enumerate(figures.matrices(read), 1):
+    treated = [f for f in figures.matrices(read) if f.title.startswith("Student of the ")]
+    for n, figure in enumerate(treated, 1):
         draw(figure, out / f"{results['experiment']}-matrix-{n}.svg", 420)
     (out / f"{results['experiment']}.md").write_text(tables(results), encoding="utf-8")
 
