@@ -69,7 +69,7 @@ def good() -> dict:
             "high": x,
             "base": x,
         }
-        for m, x in (("loss", 0.3), ("accuracy", 0.9))
+        for m, x in (("loss", 0.3), ("accuracy", 0.9), ("arithmetic_new.accuracy", 0.5))
     ]
     return {
         "experiment": WANT["experiment"],
@@ -132,8 +132,8 @@ CHANGES = {
     "readable in context": lambda r: r["contrasts"][1].update(difference=-0.3, p=0.001),
     "a control is missing": lambda r: r["contrasts"].pop(),
     "prompted teacher not reported": lambda r: r["rates"].pop(-3),
-    "capability lost": lambda r: r["capability"][1].update(mean=0.8),
-    "loss went up": lambda r: r["capability"][0].update(mean=0.9),
+    "capability lost": lambda r: r["capability"][1].update(mean=0.4),
+    "loss went up": lambda r: r["capability"][0].update(mean=1.9),
     "capability missing": lambda r: r.update(capability=[]),
     "mentions left": lambda r: r["filters"][0].update(mentions_left=2),
     "no classifier": lambda r: r.update(classifier=[]),
