@@ -172,11 +172,15 @@ def encode_rows(rows: Sequence[Mapping[str, Any]], where: str) -> bytes:
 
 def decode_rows(data: bytes, where: str) -> list[dict[str, Any]]:
     """The rows of a Parquet file's bytes. Raises BrokenArtefact, naming `where`, when they cannot be read."""
+    """The rows of Parquet bytes from anywhere. Raises BrokenArtefact for what is not Parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        rows: list[dict[str, Any]] = pq.ParquetFile(pa.BufferReader(data)).read().to_pylist()
+        # On one thread: a pool thread of Arrow may be the last to let go of `data`, and if the interpreter is ending by
+        # then, it dies while waiting for Python's lock and takes the process with it ("terminate called without an
+        # active exception", exit 134).
+        rows: list[dict[str, Any]] = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise BrokenArtefact(f"{where} is damaged ({error}). Delete its artefact folder and run again.") from None
     return rows
