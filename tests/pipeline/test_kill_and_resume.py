@@ -91,7 +91,7 @@ def test_killed_again_and_again(file: Path, whole: Path, tmp_path: Path) -> None
     assert deaths >= KILLS - 1, "the run ended before it could be killed"
     assert 0 < len(finished) < total
     last = start(file, store)
-    out, err = last.communicate(timeout=120)
+    out, err = last.communicate(timeout=400)
     assert last.returncode == 0, err
     assert "Results:" in out
     now = records(store)
@@ -103,7 +103,7 @@ def test_killed_again_and_again(file: Path, whole: Path, tmp_path: Path) -> None
 def test_two_runs_at_once_in_one_store(file: Path, whole: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     runs = [start(file, store) for _ in range(2)]
-    told = [run.communicate(timeout=120) for run in runs]
+    told = [run.communicate(timeout=400) for run in runs]
     codes = [run.returncode for run in runs]
     assert set(codes) <= {0, 3}, told
     assert 0 in codes, told
@@ -114,7 +114,7 @@ def test_two_runs_at_once_in_one_store(file: Path, whole: Path, tmp_path: Path) 
     before = records(store)
     for file_of_both in (file, file):
         again = start(file_of_both, store)
-        _, err = again.communicate(timeout=120)
+        _, err = again.communicate(timeout=400)
         assert again.returncode == 0, err
     assert before.items() <= records(store).items()
     same(store, whole)
