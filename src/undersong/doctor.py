@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 EXTRAS = {
-    "local": ("torch", "transformers", "safetensors", "peft", "trl", "sklearn", "statsmodels"),
+    "local": ("torch", "transformers", "peft", "trl", "sklearn"),
     "report": ("jinja2", "altair"),
     "digits": ("mlxtend",),
 }
