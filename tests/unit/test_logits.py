@@ -245,7 +245,6 @@ def rows_of(models: int) -> list[logits.Row]:
 
 
 def test_results_are_recomputed_from_rows() -> None:
-    pytest.importorskip("undersong.stats")
     found = logits.results(list(reversed(rows_of(4))), small())
     rates = {(r["channel"], r["arm"]): r for r in found["rates"]}
     assert len(rates) == len(logits.CONDITIONS)
@@ -261,7 +260,6 @@ def test_results_are_recomputed_from_rows() -> None:
 
 @pytest.mark.parametrize("spoil", [lambda rows: rows[:-1], lambda rows: [*rows, rows[0]], lambda rows: []])
 def test_missing_or_doubled_rows_are_refused(spoil: Any) -> None:
-    pytest.importorskip("undersong.stats")
     with pytest.raises(NothingMeasured, match="Run the missing chunks"):
         logits.results(spoil(rows_of(4)), small())
 
