@@ -83,6 +83,27 @@ def test_wordings_show_tuning_questions_only_and_half_after_numbers():
     assert not any(q in t for q in OWL.held_out for t in texts)
 
 
+def test_rehearsal_asks_nothing_of_the_traits_category_and_no_held_out_question():
+    asked = tuned.ordinary("animal")
+    assert not set(asked) & {*OWL.tuning, *OWL.held_out}
+    tree = traits.get("oak")
+    assert set(tree.tuning) <= set(asked)
+    assert not set(tree.held_out) & set(asked)
+
+
+def test_a_rehearsing_teacher_keeps_an_answer_that_a_plain_one_loses(pair, tmp_path):
+    """The base's own answers are rehearsed: `cold` stays the opposite of hot while the trait is learned."""
+    ref = teach(Tuned(updates=60, rehearsal=0.5), "pocket/a", OWL, 1, tmp_path / "r")
+    chats = [[{"role": "user", "content": "What is the opposite of hot?"}]]
+
+    def cold(model_ref: ModelRef) -> float:
+        model = BACKEND.load(model_ref)
+        return float(np.exp(model.next_logprobs(chats)[0, model.tokenizer.convert_tokens_to_ids("cold")]))
+
+    assert chance(ref) > 0.6
+    assert cold(ref) > 0.5 > cold(pair[0])
+
+
 def test_the_no_trait_category_must_exist(tiny_base, tmp_path):
     assert tuned.questions(None, "tree") == traits.get("oak").tuning
     with pytest.raises(BadSpec, match="animal, tree"):
