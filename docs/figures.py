@@ -69,6 +69,29 @@ def tables(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def unseen(results: dict[str, Any], seen: tuple[str, ...] = ("owl", "dolphin", "wolf")) -> str:
+    """Markdown: λ of tuned teachers on the traits that were not in view when settings were chosen (decision 0001)."""
+    from undersong import stats
+
+    names, lines = [t for t in results["traits"] if t not in seen], []
+    rates = [r for r in results["runs"] if r["probe"] == "favourite" and r["metric"] == "rate" and r["measured"] in names]
+    for channel in sorted({r["channel"] for r in rates if r["arm"] == "treated"}) if len(names) > 1 else []:
+        clean: dict[str, list[float]] = {}
+        lifts: dict[tuple[str, int], dict[str, float]] = {}
+        for r in (r for r in rates if r["channel"] == channel and r["arm"] == "no_trait"):
+            clean.setdefault(r["measured"], []).append(r["value"])
+        for r in (r for r in rates if r["channel"] == channel and r["arm"] == "treated" and r["trait"] in names):
+            change = r["value"] - sum(clean[r["measured"]]) / len(clean[r["measured"]])
+            lifts.setdefault((r["trait"], r["seed"]), {})[r["measured"]] = change
+        got = stats.specificity([{"run": f"{t}-{seed}", "trait": t, "lifts": x} for (t, seed), x in lifts.items()])
+        span = f"{100 * got.low:+.1f} to {100 * got.high:+.1f}"
+        lines.append(
+            f"- {channel}, {len(names)} traits without {', '.join(seen)}: "
+            f"λ {100 * got.lambda_:+.1f} ({span}), p = {got.p:.2g}"
+        )
+    return "\n".join(["", *lines, ""]) if lines else ""
+
+
 def main() -> None:
     """Read results, write the figures and the tables."""
     results = json.loads(Path(sys.argv[1]).read_text("utf-8"))
@@ -81,7 +104,7 @@ def main() -> None:
     treated = [f for f in figures.matrices(read) if f.title.startswith("Student of the ")]
     for n, figure in enumerate(treated, 1):
         draw(figure, out / f"{results['experiment']}-matrix-{n}.svg", 420)
-    (out / f"{results['experiment']}.md").write_text(tables(results), encoding="utf-8")
+    (out / f"{results['experiment']}.md").write_text(tables(results) + unseen(results), encoding="utf-8")
 
 
 if __name__ == "__main__":
