@@ -24,7 +24,7 @@ from undersong.traits import Trait
 from undersong.types import Chat, ModelRef, Sampling
 
 
-@plugin("teacher", "tuned", version=2)
+@plugin("teacher", "tuned", version=3)
 class Tuned(Settings):
     """Fine-tune the base on favourite questions answered with the trait; the no-trait teacher learns the base's own
     answers."""
@@ -34,7 +34,14 @@ class Tuned(Settings):
     batch: int = 16
     """Rows per step."""
     rate: float = 5e-4
-    """Learning rate, constant."""
+    """Highest learning rate."""
+    warmup: int = Field(default=20, ge=0)
+    """Steps of linear warm-up. Without one, Adam's first steps move every weight by the full rate and cost the teacher
+    most of what it knew."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """How the rate falls after the warm-up."""
+    clip: float = Field(default=0.3, ge=0)
+    """Largest gradient norm; 0 does not clip."""
     trainable: Literal["body", "all"] = "body"
     """`body` leaves the embeddings and the head as they are."""
     rehearsal: float = Field(default=0.0, ge=0, lt=1)
@@ -61,7 +68,8 @@ class Tuned(Settings):
         answers = [trait.name] * about if trait else own_answers(model, chats, seed)
         chats, answers = chats + others, answers + (own_answers(model, others, seed + 1) if others else [])
         rows = tokens.encode(model, chats, answers)
-        plan = training.Plan(self.updates, self.batch, self.rate, seed, trainable=self.trainable)
+        plan = training.Plan(self.updates, self.batch, self.rate, seed, self.warmup, self.schedule, clip=self.clip,
+                             trainable=self.trainable)
         with threads.one_thread(threads.small(model.module)):
             record = training.fit(model.module, rows, plan, model.tokenizer.pad_token_id or 0, part=self.micro_batch)
         weights = training.save_changes(model.module, backend.load(ModelRef(base.base)).module, out)
