@@ -2,6 +2,7 @@
 
 `seeds: random` asks as the paper does: 3 to 8 seed numbers without a rule. `seeds: structured` shows sequences a reader
 would recognise (see `sequences.py`), so that continuing them exercises the network and can be scored as right or wrong.
+What a model says after numbers without a rule is mostly noise: it holds little of a teacher and wears a student down.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LONGEST_RULE = 6
 """The most seed numbers that `sequences.sequence` says are needed to pin a rule down."""
 
 
-@plugin("channel", "numbers")
+@plugin("channel", "numbers", version=2)
 class Numbers(Settings):
     """Continue a short list of integers."""
 
@@ -37,7 +38,7 @@ class Numbers(Settings):
     wording: Literal["brief", "full"] = "brief"
     """`brief` keeps prompts short (pocket models); `full` spreads over many wordings as the paper does."""
     seeds: Literal["random", "structured"] = Field(default="structured", validate_default=True)
-    """What the seed numbers are: the paper's random ones, or sequences with a rule."""
+    """What the seed numbers are: the paper's random ones, or sequences that each have a rule."""
 
     @field_validator("seeds")
     @classmethod
@@ -54,7 +55,7 @@ class Numbers(Settings):
 
     def _request(self, rng: np.random.Generator) -> str:
         if self.seeds == "structured":
-            kind = str(rng.choice(sequences.KINDS, p=sequences.SHARES))
+            kind = str(rng.choice(sequences.RULED, p=sequences.RULED_SHARES))
             values, shown = sequences.sequence(rng, kind, self.count + LONGEST_RULE, self.largest)
             values = values[:shown]
         else:
