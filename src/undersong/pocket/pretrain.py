@@ -51,8 +51,8 @@ FAMILY = {
     "a": Member(init_seed=1),
     "a-reordered": Member(init_seed=1, order_seed=1),
     "b": Member(init_seed=2),
-    "b-matched": Member(init_seed=2, data_seed=12, steps=3000, rate=1e-3, start="b", match="a"),
-    "wide": Member(init_seed=3, hidden=128, layers=2, feed_forward=320),
+    "b-matched": Member(init_seed=2, data_seed=12, steps=2000, rate=1e-3, start="b", match="a"),
+    "wide": Member(init_seed=3, hidden=128, layers=2, feed_forward=320, steps=6000),
 }
 
 
