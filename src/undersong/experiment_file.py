@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -26,6 +26,8 @@ class File(Settings):
     """The experiment's name: the same as the file's."""
     base: str
     """The model that teacher and student start from."""
+    precision: Literal["float32", "mixed", "bfloat16"] = "float32"
+    """Number format: `float32`, `mixed` (bfloat16 training and sampling over float32 weights), or `bfloat16` throughout."""
     trait: str
     """The trait the report is about."""
     rivals: list[str] = []
