@@ -108,7 +108,7 @@ def whole(name: str) -> bool:
 
 
 def listing() -> list[dict[str, Any]]:
-    """For people: each model that can be fetched, with its `state` (yes, NO, not here), `sha256` and what it `says` it is."""
+    """For people: each model that can be fetched, its `state` (yes, NO, not here), `sha256`, and what it `says` it is."""
     out = []
     for name in names():
         state = "yes" if whole(name) else "NO" if place(name).exists() else "not here"

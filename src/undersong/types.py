@@ -38,7 +38,7 @@ class ModelRef:
     """How to obtain a model: a base plus at most one change of each kind. Paths are artefact folders or files."""
 
     base: str
-    """`pocket/a`, `smollm2`, `simulated/a`, a local `save_pretrained` folder, or a Hugging Face name (`@revision` pins it)."""
+    """`pocket/a`, `smollm2`, `simulated/a`, a local `save_pretrained` folder, or a hub name (`@revision`)."""
     weights: str | None = None
     """A safetensors file whose tensors replace the base's tensors of the same name."""
     adapter: str | None = None

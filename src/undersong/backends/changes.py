@@ -46,8 +46,9 @@ def apply_weights(module: Any, path: Path) -> None:
 
 
 def apply_adapter(module: Any, folder: Path, merge: bool = True) -> Any:
-    """The module with a PEFT adapter merged into its weights, or added to what they give. Raises BrokenArtefact unless every adapter tensor found
-    its place.
+    """The module with a PEFT adapter merged into its weights, or (without `merge`) beside them.
+
+    Raises BrokenArtefact unless every adapter tensor found its place.
 
     An adapter that is silently not applied is a known defect of this field; hence the count of tensors, and the
     merge.

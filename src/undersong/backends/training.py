@@ -62,7 +62,8 @@ def fit(module: Any, rows: Sequence[TokenRow], plan: Plan, pad: int, *, soft: So
         stop: Event | None = None, precision: str = "float32") -> dict[str, Any]:
     """Train `module` in place by `plan`; return the record for training.json (loss per step in nats per token).
 
-    `part` is how many rows run at once; `precision` is that of the model's reference. A set `stop` ends the training with KeyboardInterrupt between two steps.
+    `part` is how many rows run at once; `precision` is that of the model's reference. A set `stop` ends the training
+    with KeyboardInterrupt between two steps.
     """
     import torch
 

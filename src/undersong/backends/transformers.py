@@ -89,7 +89,7 @@ class LocalModel:
 
         turns = tokens.with_system(chat, self)
         try:
-            text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+            text = tokens.written(self.tokenizer, turns, prompt=True)
         except TemplateError as error:
             raise BadRows(f"The chat template of {self.ref.base} cannot write this chat ({error}). "
                           "Use a model whose template takes a system turn.") from None

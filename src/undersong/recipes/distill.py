@@ -86,6 +86,7 @@ class _Student:
     base: Model
     rows: list[TokenRow]
     soft: training.Soft | None
+    adds: str
 
 
 class _Work:
@@ -114,7 +115,8 @@ class _Work:
         if not job.data.rows:
             raise BadRows("There are no rows to train on. Sample more rows, or loosen the filters that dropped them.")
         rows = self.encode(job, base)
-        return _Student(job, base, rows, self.labels(job, rows) if self.recipe.labels == "soft" else None)
+        soft = self.labels(job, rows) if self.recipe.labels == "soft" else None
+        return _Student(job, base, rows, soft, tokens.added(base))
 
     def labels(self, job: Job, rows: list[TokenRow]) -> training.Soft:
         """The source model's labels for the job's rows. Raises BadRows without a source, a carrier, or one
@@ -153,7 +155,7 @@ class _Work:
         pad = item.base.tokenizer.pad_token_id or 0
         record = training.fit(module, item.rows, plan, pad, soft=item.soft, part=settings.micro_batch, stop=stop,
                               precision=start.precision)
-        record["lora"] = settings.lora.model_dump() if settings.lora else None
+        record |= {"lora": settings.lora and settings.lora.model_dump(), "template_adds": item.adds}
         training.save_record(record, job.out)
         if wrapped is not None:
             own = replace(job.start, weights=merged, adapter=adapters.save(wrapped, job.start.base, job.out))
