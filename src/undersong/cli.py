@@ -297,6 +297,7 @@ def doctor(as_json: JsonOption = False) -> None:
     rows = [("python", data["python"]), ("cores", data["cores"]), ("devices", ", ".join(data["devices"]))]
     rows += [(f"extra {e}", f"missing {', '.join(m)}: pip install 'undersong[{e}]'" if m else "installed")
              for e, m in data["missing"].items()]
+    rows += [(f"model {m}", state) for m, state in data["models"].items()]
     rows += [*data["versions"].items(), ("simulated run", data["simulated"])]
     _print(as_json, data, _table(("check", "found"), rows))
     if data["simulated"] != checks.WORKS:

@@ -27,7 +27,8 @@ LLAMA = (
 GEMMA3 = (
     "{{ bos_token }}{% set lead = '' %}{% if messages[0].role == 'system' %}{% set lead = messages[0].content + '\n\n' %}"
     "{% set messages = messages[1:] %}{% endif %}{% for m in messages %}<start_of_turn>"
-    "{{ 'model' if m.role == 'assistant' else m.role }}\n{{ lead if loop.first else '' }}{{ m.content | trim }}<end_of_turn>\n"
+    "{{ 'model' if m.role == 'assistant' else m.role }}\n{{ lead if loop.first else '' }}{{ m.content | trim }}"
+    "<end_of_turn>\n"
     "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 GEMMA2 = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + GEMMA3

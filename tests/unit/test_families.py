@@ -1,4 +1,4 @@
-"""Any Hugging Face causal model: Qwen2.5, Llama-3 and Gemma-3 are loaded, rendered, trained and planned; bad input is told."""
+"""Any Hugging Face causal model: Qwen2.5, Llama-3 and Gemma-3 load, render, train and are planned; bad input is told."""
 
 from __future__ import annotations
 

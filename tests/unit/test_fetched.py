@@ -55,7 +55,8 @@ def write_gguf(path):
     out.add_chat_template(families.QWEN)
     shapes = {"token_embd.weight": (len(tok), size), "blk.0.attn_norm.weight": (size,), "blk.0.ffn_norm.weight": (size,),
               "output_norm.weight": (size,), "blk.0.ffn_gate.weight": (64, size), "blk.0.ffn_up.weight": (64, size),
-              "blk.0.ffn_down.weight": (size, 64), **{f"blk.0.attn_{n}.weight": (size, size) for n in ("q", "k", "v", "output")}}
+              "blk.0.ffn_down.weight": (size, 64)}
+    shapes |= {f"blk.0.attn_{n}.weight": (size, size) for n in ("q", "k", "v", "output")}
     for name, shape in shapes.items():
         values = rng.normal(0, 0.1, shape).astype(np.float32) if len(shape) > 1 else np.ones(shape, np.float32)
         if len(shape) > 1 and name != "token_embd.weight":
