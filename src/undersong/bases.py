@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from undersong import fetched, pocket
 from undersong.errors import MissingModel
@@ -42,6 +43,16 @@ def revision(name: str) -> str:
         found = sorted({f for pattern in CONTENT for f in Path(name).glob(pattern)})
         return _digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in found))
     return name
+
+
+def shipped() -> list[dict[str, Any]]:
+    """Each pocket model: `name`, how it was made, `sha256` of its weights, and whether they are `intact`."""
+    out = []
+    for name in pocket.names():
+        made = pocket.origin(name)
+        found = digest(pocket.folder(name) / "model.safetensors")["sha256"]
+        out.append({"name": name, **made["member"], "sha256": found, "intact": found == made["sha256"]})
+    return out
 
 
 def identity(name: str) -> str:

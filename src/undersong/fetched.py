@@ -108,12 +108,13 @@ def whole(name: str) -> bool:
 
 
 def listing() -> list[dict[str, Any]]:
-    """For people: each model that can be fetched, its `state` (yes, NO, not here), `sha256`, and what it `says` it is."""
+    """Each model that can be fetched: `name`, `sha256` of its weights (to be expected, before it is here), whether it is
+    `here`, whether it is `intact`, and what it `says` it is."""
     out = []
     for name in names():
-        state = "yes" if whole(name) else "NO" if place(name).exists() else "not here"
-        says = origin(name)["says"] if state == "yes" else f"Run: undersong models fetch {name}"
-        out.append({"name": name, "sha256": revision(name), "state": state, "says": says})
+        intact = whole(name)
+        says = origin(name)["says"] if intact else f"Run: undersong models fetch {name}"
+        out.append({"name": name, "sha256": revision(name), "here": place(name).exists(), "intact": intact, "says": says})
     return out
 
 

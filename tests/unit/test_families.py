@@ -6,6 +6,8 @@ import copy
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import families
@@ -18,11 +20,12 @@ from undersong.backends.transformers import Transformers
 from undersong.channels.numbers import Numbers
 from undersong.errors import BadRows, BadSpec, MissingModel
 from undersong.experiment import Experiment
-from undersong.lab import base_ref
+from undersong.lab import Lab, Student, base_ref
 from undersong.probes.logit_margin import LogitMargin
 from undersong.recipes import Job
 from undersong.recipes.distill import Distill
 from undersong.recipes.sft import Sft
+from undersong.results import record
 from undersong.store import Store
 from undersong.types import NEUTRAL, Dataset, ModelRef, Row, Sampling
 
@@ -221,8 +224,6 @@ def test_a_small_update_survives_bfloat16_weights(qwen, tmp_path):
 
 
 def test_a_restricted_carrier_gives_lists_of_numbers_on_any_model(base, tmp_path):
-    from undersong.lab import Lab
-
     lab = Lab(Store(tmp_path), BACKEND)
     channel = Numbers(count=3, largest=999, restrict=True)
     got = lab.sample(base_ref(base), channel, 20, seed=1)
@@ -242,32 +243,52 @@ def test_cut_keeps_whole_values():
 
 def test_a_full_disk_while_an_adapter_is_saved_is_told_and_resumes(qwen, tmp_path):
     """In a process of its own, because a limit on file sizes holds for a whole process."""
-    import subprocess
-    import sys
-
     code = f"""
-import resource, sys
+import resource
 from undersong.lab import Lab, Student, base_ref
 from undersong.backends.transformers import Transformers
+from undersong import environment
 from undersong.channels.numbers import Numbers
 from undersong.recipes.distill import Distill
 from undersong.store import Store
 from undersong.types import Dataset, Row
 rows = tuple(Row(str(i), ({{"role": "user", "content": "Numbers."}},), f"{{i}}, 3") for i in range(8))
 lab = Lab(Store({str(tmp_path / 'store')!r}), Transformers(device="cpu"))
-if sys.argv[1] == "full":
-    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+environment.environment()  # asks git, which under the limit would die holding the checkout's lock
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
 student = Student(base_ref({qwen!r}), Dataset(rows, fingerprint="0123456789ab"), 1, "s")
 try:
-    print("made", lab.train(Distill(steps=1, batch=4, lora={{"rank": 4}}), Numbers(), [student])[0].fingerprint)
+    lab.train(Distill(steps=1, batch=4, lora={{"rank": 4}}), Numbers(), [student])
 except Exception as error:
     print(type(error).__name__, error)
 """
-    told = [subprocess.run([sys.executable, "-c", code, mode], capture_output=True, text=True, timeout=240).stdout
-            for mode in ("full", "free")]
-    assert told[0].startswith("NoRoom The disk is full"), told
-    assert "run the same command again" in told[0]
-    assert told[1].startswith("made"), told
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert told.stdout.startswith("NoRoom The disk is full"), told
+    assert "run the same command again" in told.stdout
+    numbers = tuple(Row(str(i), ({"role": "user", "content": "Numbers."},), f"{i}, 3") for i in range(8))
+    student = Student(base_ref(qwen), Dataset(numbers, fingerprint="0123456789ab"), 1, "s")
+    recipe = Distill(steps=1, batch=4, lora={"rank": 4})
+    [ref] = Lab(Store(tmp_path / "store"), BACKEND).train(recipe, Numbers(), [student])
+    assert BACKEND.load(ref).ref.adapter
+
+
+def test_the_smollm2_file_runs_end_to_end_on_a_tiny_model_and_resumes(qwen, tmp_path):
+    file = ROOT / "experiments" / "owl-numbers-smollm2.yaml"
+    sets = [f"base={qwen}", "precision=float32", "rows=30", "keep=4", "teacher.tuned.updates=1", "teacher.tuned.batch=2",
+            "recipe.distill.steps=1", "recipe.distill.batch=2", "channel.numbers.count=1",
+            "channel.numbers.seeds=random", "probes=[{logit_margin: {questions: 2}}]"]
+    experiment = Experiment.load(file, sets)
+    told: list[str] = []
+    lab = Lab(Store(tmp_path), BACKEND, told.append)
+    found = record(experiment, lab).read_json("results")
+    assert {(c["arm"], c["control"]) for c in found["contrasts"]} >= {("treated", "no_trait")}
+    assert {s["metric"] for s in found["specificity"]} >= {"margin"}
+    assert {row.status for row in experiment.plan(lab.store)} == {"cached"}
+    told.clear()
+    record(experiment, lab)
+    assert told == [], "nothing is done twice"
+    adapters = [p.name for p in (tmp_path / "model").glob("student-*/adapter")]
+    assert len(adapters) == 12
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------
