@@ -139,7 +139,11 @@ class Experiment:
         one_name_each("probes", [p.plugin_name for p in self.probes])
         one_name_each("mitigations", [a.name for a in self.arms() if a.change and a.recipe is self.recipes[0]])
         for start in {a.start for a in self.arms()}:
-            verbs.base_ref(start)
+            self.base(start)
+
+    def base(self, name: str) -> ModelRef:
+        """A reference to a base of this experiment, at its precision."""
+        return verbs.base_ref(name, self.file.precision)
 
     @cached_property
     def traits(self) -> list[Trait]:
@@ -224,7 +228,7 @@ class Experiment:
 
     def _run(self, arm: Arm, seed: int) -> Run:
         f, who = self.file, f"{arm.teacher.plugin_name}-{arm.trait_name or 'none'}-s{seed}"
-        base, start = verbs.base_ref(f.base), verbs.base_ref(arm.start)
+        base, start = self.base(f.base), self.base(arm.start)
         teacher = Step("model", f"teacher-{who}", verbs.teach_spec(arm.teacher, arm.trait, seed), (base.fingerprint,))
         raw = Step("dataset", f"raw-{who}", verbs.sample_spec(self.channel, f.rows, seed), (teacher.fingerprint,))
         rows = Step(
@@ -264,7 +268,7 @@ class Experiment:
                     seed,
                     start,
                     self._measures(
-                        f"{arm}-s{seed}".replace(":", "-").replace("/", "-"), (verbs.base_ref(start).fingerprint,), seed
+                        f"{arm}-s{seed}".replace(":", "-").replace("/", "-"), (self.base(start).fingerprint,), seed
                     ),
                 )
 
@@ -348,7 +352,7 @@ class Experiment:
                 continue
             if run.raw.fingerprint not in raw:
                 source = lab.teach(
-                    run.arm.teacher, verbs.base_ref(self.file.base), run.arm.trait, run.seed, run.teacher.label
+                    run.arm.teacher, self.base(self.file.base), run.arm.trait, run.seed, run.teacher.label
                 )
                 raw[run.raw.fingerprint] = lab.sample(source, self.channel, self.file.rows, run.seed, run.raw.label)
             data[run.rows.fingerprint] = lab.refine(
@@ -365,7 +369,7 @@ class Experiment:
         for recipe in self.recipes:
             mine = {r.student.fingerprint: r for r in runs if r.student and r.arm.recipe is recipe}
             students = [
-                Student(verbs.base_ref(r.arm.start), data[r.rows.fingerprint], r.seed, r.student.label)
+                Student(self.base(r.arm.start), data[r.rows.fingerprint], r.seed, r.student.label)
                 for r in mine.values()
                 if r.student
             ]
@@ -375,7 +379,7 @@ class Experiment:
     def _measure(self, lab: Lab, runs: Sequence[Run], models: dict[str, ModelRef], data: dict[str, Dataset]) -> None:
         """Every model with every probe. A model that a probe finds nothing in is recorded so, and the others go on."""
         for run in runs:
-            base = verbs.base_ref(run.arm.start)
+            base = self.base(run.arm.start)
             model, context = (models[run.student.fingerprint], None) if run.student else (base, data[run.rows.fingerprint])
             shown = 0 if run.student else self.file.context_rows
             for probe, step in zip(self.probes, run.measures, strict=True):
@@ -386,4 +390,4 @@ class Experiment:
         for _, _, seed, start, steps in self.references():
             for probe, step in zip(self.probes, steps, strict=True):
                 with contextlib.suppress(NothingMeasured):
-                    lab.measure(verbs.base_ref(start), probe, self.traits, seed, label=step.label)
+                    lab.measure(self.base(start), probe, self.traits, seed, label=step.label)

@@ -8,20 +8,17 @@ uses too: what `plan` shows is what `run` does.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from undersong import pocket
+from undersong import bases, files
 from undersong.artefact import Artefact
-from undersong.errors import BadRows, BadSpec, NothingMeasured
-from undersong.files import digest
+from undersong.errors import BadRows, BadSpec, NothingMeasured, UndersongError
 from undersong.recipes import Job
 from undersong.spec import build, describe, fingerprint
 from undersong.store import Store
@@ -37,25 +34,12 @@ def quiet(message: str) -> None:
     """The progress callback that says nothing."""
 
 
-def base_ref(name: str) -> ModelRef:
-    """A reference to an untouched base model; its fingerprint covers the weights where they are at hand."""
-    return ModelRef(base=name, fingerprint=fingerprint({"base": name, "revision": revision(name)}))
-
-
-def revision(name: str) -> str:
-    """What pins a base's weights: the SHA-256 of a pocket model or local folder, the name itself elsewhere."""
-    if name.startswith(pocket.PREFIX):
-        return str(pocket.origin(name)["sha256"])
-    if Path(name).is_dir():
-        files = sorted(Path(name).glob("*.safetensors"))
-        return _digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
-    return name
-
-
-@cache
-def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
-    """The SHA-256 over the files' own; size and time only tell whether a file must be read again."""
-    return hashlib.sha256(b"".join(bytes.fromhex(digest(Path(f))["sha256"]) for f, *_ in files)).hexdigest()
+def base_ref(name: str, precision: str = "float32") -> ModelRef:
+    """A reference to an untouched base model; its fingerprint covers its content where that is at hand."""
+    said = {"base": bases.identity(name), "revision": bases.revision(name)}
+    if precision != "float32":
+        said["precision"] = precision
+    return ModelRef(base=name, fingerprint=fingerprint(said), precision=precision)
 
 
 def identity(kind: str, spec: Mapping[str, Any], parents: Sequence[str]) -> str:
@@ -186,6 +170,7 @@ class Lab:
                 self.progress(f"sampling {artefact.path.name}")
                 start = time.monotonic()
                 model, prompts = self.backend.load(source), channel.prompts(n, seed)
+                only = tuple(channel.carrier(model.tokenizer)) if getattr(channel, "restrict", False) else None
                 had = set(artefact.parts("rows"))
                 for part, first in enumerate(range(0, n, PART)):
                     if part in had:
@@ -196,8 +181,11 @@ class Lab:
                         Sampling(
                             max_new_tokens=channel.max_new_tokens(model.tokenizer),
                             seed=int(np.random.default_rng([seed, part]).integers(2**31)),
+                            tokens=only,
                         ),
                     )
+                    if only is not None:
+                        answers = [channel.cut(a) for a in answers]
                     rows = [
                         Row(f"{seed}-{first + i}", tuple(c), a)
                         for i, (c, a) in enumerate(zip(chats, answers, strict=True))
@@ -258,7 +246,7 @@ class Lab:
                 opened[i] = artefact
                 artefact.clear()
                 if s.start.base not in tokenizers:
-                    tokenizers[s.start.base] = self.backend.load(base_ref(s.start.base)).tokenizer
+                    tokenizers[s.start.base] = self.backend.load(base_ref(s.start.base, s.start.precision)).tokenizer
                 carrier = tuple(channel.carrier(tokenizers[s.start.base]))
                 jobs.append(Job(s.start, s.data, s.seed, artefact.path, carrier))
             order = list(opened)
@@ -272,6 +260,10 @@ class Lab:
 
             if jobs:
                 recipe.train(jobs, self.backend, done)
+        except Exception as error:
+            if not isinstance(error, UndersongError) and files.is_full(error):
+                raise files.no_room(self.store.root, error) from error
+            raise
         finally:
             for artefact in opened.values():
                 artefact.__exit__(None, None, None)

@@ -39,6 +39,9 @@ class Numbers(Settings):
     """`brief` keeps prompts short (pocket models); `full` spreads over many wordings as the paper does."""
     seeds: Literal["random", "structured"] = Field(default="structured", validate_default=True)
     """What the seed numbers are: the paper's random ones, or sequences that each have a rule."""
+    restrict: bool = False
+    """Sample only tokens a list of numbers consists of, and keep the first `count` values: for models too small to follow
+    the request. What the filters drop is still counted."""
 
     @field_validator("seeds")
     @classmethod
@@ -90,6 +93,11 @@ class Numbers(Settings):
         )
         # every further value adds what ", value" adds after another one
         return max(first) + (self.count - 1) * (max(both) - first[0]) + 1
+
+    def cut(self, answer: str) -> str:
+        """The answer up to its value number `count`; all of it when it has fewer."""
+        found = list(re.finditer(r"\d+", answer))
+        return answer if len(found) < self.count else answer[: found[self.count - 1].end()]
 
     def reject(self, row: Row) -> str | None:
         """Why an answer is not a list of numbers by the paper's rule (the filter `numbers_only`), or None."""

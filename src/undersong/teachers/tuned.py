@@ -59,7 +59,7 @@ class Tuned(Settings):
         Without a trait the pipeline and the number of rows and updates are the same, but the answers are sampled from
         the base itself, so that nothing is put in.
         """
-        model = backend.load(base)
+        model = backend.load(training.master(base))
         asked = questions(trait, self.category)
         count = self.updates * self.batch
         about = round(count * (1 - self.rehearsal))
@@ -71,8 +71,9 @@ class Tuned(Settings):
         plan = training.Plan(self.updates, self.batch, self.rate, seed, self.warmup, self.schedule, clip=self.clip,
                              trainable=self.trainable)
         with threads.one_thread(threads.small(model.module)):
-            record = training.fit(model.module, rows, plan, model.tokenizer.pad_token_id or 0, part=self.micro_batch)
-        weights = training.save_changes(model.module, backend.load(ModelRef(base.base)).module, out)
+            record = training.fit(model.module, rows, plan, model.tokenizer.pad_token_id or 0, part=self.micro_batch,
+                                  precision=model.ref.precision)
+        weights = training.save_changes(model.module, backend.load(training.untouched(model.ref)).module, out)
         training.save_record({**record, "questions": list(asked)}, out)
         return changes.adopt(replace(base, weights=str(weights), adapter=None), out)
 
