@@ -79,14 +79,14 @@ REFUSED: list[tuple[type[UndersongError], dict[str, Any], tuple[str, ...]]] = [
     (MissingModel, {"other_base": "pocket/bb"}, ("pocket/bb", "'pocket/b'")),
     (BadSpec, {"rivals": ["owl"]}, ("rivals",)),
     (BadSpec, {"rivals": ["wolf", "wolf"]}, ("rivals",)),
-    (BadSpec, {"rows": 0}, ("rows",)),
-    (BadSpec, {"rows": -5}, ("rows",)),
-    (BadSpec, {"rows": True}, ("rows",)),
-    (BadSpec, {"rows": "60"}, ("rows",)),
-    (BadSpec, {"keep": 61}, ("keep",)),
-    (BadSpec, {"keep": 0}, ("keep",)),
-    (BadSpec, {"context_rows": 0}, ("context_rows",)),
-    (BadSpec, {"keep": 10, "context_rows": 11}, ("context_rows",)),
+    (BadSpec, {"rows": 0}, ("rows, keep:",)),
+    (BadSpec, {"rows": -5}, ("rows, keep:",)),
+    (BadSpec, {"rows": True}, ("'rows'",)),
+    (BadSpec, {"rows": "60"}, ("'rows'",)),
+    (BadSpec, {"keep": 61}, ("rows, keep:",)),
+    (BadSpec, {"keep": 0}, ("rows, keep:",)),
+    (BadSpec, {"context_rows": 0}, ("context_rows:",)),
+    (BadSpec, {"keep": 10, "context_rows": 11}, ("context_rows:",)),
     (BadSpec, {"name": "..."}, ("label",)),
     (BadSpec, {"teacher": ["simulated", "prompted", {"prompted": {"prompt": 1}}]}, ("teacher", "'prompted'")),
     (BadSpec, {"recipe": ["simulated", {"simulated": {"transfer": 0.1}}]}, ("recipe", "'numbers-simulated'")),
@@ -319,8 +319,8 @@ def test_a_trait_that_is_no_token_is_refused_before_any_training(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("dragon.yaml").write_text(text(
-        base="pocket/a", trait="dragon", teacher="tuned", recipe="distill", probes=[probe], controls=["no_trait"],
-        mitigations=[],
+        base="pocket/a", trait="dragon", teacher={"tuned": {"updates": 1}}, recipe="distill", probes=[probe],
+        controls=["no_trait"], mitigations=[], rows=4,
     ))
     with pytest.raises(SystemExit) as left:
         cli.main(["run", "dragon.yaml", "--store", "store"])
