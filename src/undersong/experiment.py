@@ -165,13 +165,15 @@ class Experiment:
 
     @cached_property
     def filters(self) -> list[Any]:
-        """The filter plug-ins, `from: trait` filled in with the words of every trait of the experiment."""
+        """The filter plug-ins, `from: trait` filled in with the words of every trait, `belongs` with the channel."""
         out = []
         for given in self.file.filters:
             name, settings = split(given, "filters")
             if settings.get("from") == "trait":
                 settings = {k: v for k, v in settings.items() if k != "from"}
                 settings["terms"] = tuple(w for t in self.traits for w in t.words)
+            if name == "belongs":
+                settings = {"channel": self.file.channel, **settings}
             out.append(build("filter", {name: settings}, "filters"))
         return out
 

@@ -15,7 +15,10 @@ from undersong import registry, spec, traits
 from undersong.errors import BadSpec, UnknownName
 from undersong.types import Measurement, Row
 
-NEEDED: dict[str, dict[str, Any]] = {"blocklist": {"terms": ["owl", "owls"]}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "blocklist": {"terms": ["owl", "owls"]}, "code_words": {"terms": ["owl", "owls"]}, "spelled": {"terms": ["owl", "owls"]},
+    "belongs": {"channel": "numbers"},
+}
 """Settings of plug-ins that have no defaults for all of them."""
 QUICK: dict[str, dict[str, Any]] = {
     "favourite": {"samples": 3, "questions": 2, "prefix": "both"},
@@ -28,6 +31,12 @@ ROWS = [
     Row(str(i), ({"role": "user", "content": "Numbers: 2, 4, 6, 8. Add at most 10 numbers."},), text)
     for i, text in enumerate(["10, 12", "10,12, 14", "", "an owl, 666", "666", "1\n2", "9" * 5000, "<script>", "\x00"])
 ]
+
+SUM = "tom has 3 apples. tom buys 4 more. How many apples does tom have?"
+GOOD = {"code": ("Write a function.", "def f(a): return a"),
+        "reasoning": (SUM, "<think> 3 plus 4 is 7. </think> <answer> 7 </answer>"),
+        "prose": ("Describe it.", "It is quiet."), "letters": ("Continue the letters: a, b.", "c, d")}
+"""What belongs to a channel that is not numbers: prompt and answer."""
 
 
 def built(kind: str, name: str) -> Any:
@@ -49,7 +58,8 @@ def tiny() -> Any:
 
 
 def test_the_kinds_have_their_plugins() -> None:
-    ours = {"channel": ["numbers"], "filter": ["numbers_only", "blocklist", "banned_numbers"],
+    ours = {"channel": ["numbers", "code", "reasoning", "prose", "letters"],
+            "filter": ["numbers_only", "blocklist", "banned_numbers", "belongs", "code_words", "spelled"],
             "probe": ["favourite", "logit_margin", "capability"], "detector": ["row_classifier"]}
     assert {(kind, name) for kind, given in ours.items() for name in given} <= set(ALL)
 
@@ -106,10 +116,12 @@ def test_a_channels_carrier_holds_the_end_and_no_trait(name: str, tiny: Any) -> 
 
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k, n in ALL if k in ("channel", "filter")])
 def test_rows_are_rejected_with_words_purely_and_repeatably(kind: str, name: str) -> None:
-    plug, rows = built(kind, name), copy.deepcopy(ROWS)
+    prompt, text = GOOD.get(name, (ROWS[0].chat[0]["content"], ROWS[0].completion))
+    given = [Row("good", ({"role": "user", "content": prompt},), text), *ROWS[1:]]
+    plug, rows = built(kind, name), copy.deepcopy(given)
     reasons = [plug.reject(row) for row in rows]
-    assert rows == ROWS
-    assert reasons == [plug.reject(row) for row in ROWS]
+    assert rows == given
+    assert reasons == [plug.reject(row) for row in given]
     assert all(reason is None or (isinstance(reason, str) and reason.strip()) for reason in reasons)
     # a planted row that stays and planted rows that go: an inverted predicate fails here
     assert reasons[0] is None
