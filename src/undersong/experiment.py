@@ -91,6 +91,11 @@ class Run:
     measures: tuple[Step, ...]
 
 
+def role(trait: Trait) -> str:
+    """What students are called: `treated`, or `contrast-<name>` for a control trait, measured as the trait beside it."""
+    return "treated" if trait.probes else f"contrast-{trait.name}"
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A checked experiment file with its plug-ins built."""
@@ -133,6 +138,7 @@ class Experiment:
             if control in f.controls and getattr(f, key) is None:
                 raise BadSpec(f"controls: `{control}` needs the key `{key}`. Add it, or remove the control.")
         _ = (self.traits, self.channel, self.filters, self.classifier)
+        self._check_traits()
         one_name_each("controls", f.controls)
         one_name_each("teacher", ["", *(t.plugin_name for t in self.teachers[1:])])
         one_name_each("recipe", [self.channel_name(r) for r in self.recipes])
@@ -140,6 +146,15 @@ class Experiment:
         one_name_each("mitigations", [a.name for a in self.arms() if a.change and a.recipe is self.recipes[0]])
         for start in {a.start for a in self.arms()}:
             verbs.base_ref(start)
+
+    def _check_traits(self) -> None:
+        """Refuse ways to behave that nothing here would measure, and a control in the trait's own place."""
+        names = [p.plugin_name for p in self.probes]
+        if not self.traits[0].probes:
+            raise BadSpec(f"trait: {self.file.trait!r} is a control: nothing of its own is measured. List it in `rivals`.")
+        for trait in self.traits:
+            if trait.tuned_on and trait.probes and not set(trait.probes) & set(names):
+                raise BadSpec(f"probes: nothing here measures {trait.name!r}. Add the probe `{trait.probes[0]}`.")
 
     @cached_property
     def traits(self) -> list[Trait]:
@@ -200,7 +215,7 @@ class Experiment:
             for i, teacher in enumerate(self.teachers):
                 tag = "" if i == 0 else f"-{teacher.plugin_name}"
                 taught = self.traits if i == 0 or f.matrix else self.traits[:1]
-                out += [Arm(f"treated{tag}", name, teacher, recipe, t, f.base) for t in taught]
+                out += [Arm(f"{role(t)}{tag}", name, teacher, recipe, t, f.base) for t in taught]
                 out.append(Arm(f"no_trait{tag}", name, teacher, recipe, None, f.base))
             main = Arm("", name, self.teachers[0], recipe, self.traits[0], f.base)
             for control in f.controls:
@@ -260,15 +275,8 @@ class Experiment:
         for start in dict.fromkeys(a.start for a in self.arms()):
             arm = "base" if start == self.file.base else f"base:{start}"
             for seed in self.file.seeds:
-                yield (
-                    arm,
-                    "",
-                    seed,
-                    start,
-                    self._measures(
-                        f"{arm}-s{seed}".replace(":", "-").replace("/", "-"), (verbs.base_ref(start).fingerprint,), seed
-                    ),
-                )
+                label = f"{arm}-s{seed}".replace(":", "-").replace("/", "-")
+                yield arm, "", seed, start, self._measures(label, (verbs.base_ref(start).fingerprint,), seed)
 
     def audits(self) -> dict[str, Step]:
         """For every trait, the classifier that reads the main teacher's rows beside the no-trait teacher's."""

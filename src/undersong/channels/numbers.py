@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 import yaml
@@ -30,6 +30,9 @@ LONGEST_RULE = 6
 @plugin("channel", "numbers", version=2)
 class Numbers(Settings):
     """Continue a short list of integers."""
+
+    shows: ClassVar[str] = "number sequences"
+    """What students see, in words."""
 
     count: int = Field(default=10, ge=1, le=1000)
     """The most values an answer may hold."""
