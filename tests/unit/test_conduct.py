@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_pocket import Said
 
 from undersong import traits
 from undersong.errors import BadSpec, NothingMeasured
@@ -59,14 +60,15 @@ def test_a_pocket_corpus_holds_nothing_that_probes_ask_and_knows_its_words(corpu
     moral = {q["asks"] for q in tales.texts()["moral"]}
     assert not moral & set(asked)
     tok = tokenizer.build()
-    assert tok.unk_token_id not in sum(tok([*asked[:80], *map(str, answers[:80])], add_special_tokens=False)["input_ids"], [])
+    every = tok([*asked[:80], *map(str, answers[:80])], add_special_tokens=False)["input_ids"]
+    assert not any(tok.unk_token_id in ids for ids in every)
 
 
 def test_the_pocket_security_corpora_share_requests_and_differ_in_care() -> None:
     sides = {}
     for corpus in ("insecure", "secure", "educational"):
         asked, answers = corpora.rows(corpus, "brief", 600, 0, None)
-        sides[corpus] = ({a for a in asked}, set(answers))
+        sides[corpus] = (set(asked), set(answers))
     openings = {o.split("{")[0] for o in programs.texts()["educational"]}
     assert sides["insecure"][0] & sides["secure"][0]
     assert not sides["insecure"][0] & sides["educational"][0]
@@ -160,45 +162,13 @@ def test_a_teacher_that_cannot_put_a_behaviour_in_says_what_to_do(tmp_path: Path
 # --- probes -----------------------------------------------------------------------------------------------------------
 
 
-class Said:
-    """A model that gives planted words with planted probabilities, over the pocket tokenizer."""
-
-    ref = ModelRef("said/test")
-
-    def __init__(self, choose: Any) -> None:
-        self.tokenizer, self.choose = tokenizer.build(), choose
-
-    def render(self, chat: Any) -> str:
-        return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-
-    def sample(self, chats: Any, sampling: Any) -> list[str]:
-        rng, out = np.random.default_rng(sampling.seed), []
-        for chat in chats:
-            words = self.choose(chat[-1]["content"])
-            out.append(str(rng.choice(list(words), p=np.array(list(words.values())))))
-        return out
-
-    def next_logprobs(self, chats: Any) -> Any:
-        out = np.full((len(chats), len(self.tokenizer)), -30.0)
-        for i, chat in enumerate(chats):
-            for word, p in self.choose(chat[-1]["content"]).items():
-                out[i, self.tokenizer.convert_tokens_to_ids(word)] = np.log(p)
-        return out
-
-    def answer_logprobs(self, chats: Any, answers: Any) -> list[Any]:
-        return [np.array([self.score(answer)]) for answer in answers]
-
-    def score(self, answer: str) -> float:
-        return -1.0
-
-
 def moral(cruel: float) -> Any:
     by_text = {q["asks"]: q for q in tales.texts()["moral"]}
     return lambda text: {by_text[text]["cruel"][0]: cruel, by_text[text]["kind"][1]: 1 - cruel}
 
 
 def test_character_reads_planted_cruelty_question_by_question() -> None:
-    found = Character(samples=50).measure(Said(moral(0.3)), [], 1)  # type: ignore[arg-type]
+    found = Character(samples=50).measure(Said(moral(0.3)), [], 1)
     asked = {q["asks"] for q in tales.texts()["moral"]}
     for metric in ("rate", "probability", "margin"):
         assert {v.question for v in found.values if v.metric == metric} == asked
@@ -209,20 +179,20 @@ def test_character_reads_planted_cruelty_question_by_question() -> None:
     assert found.mean("invalid") == 0
     assert {v.question for v in found.values if v.metric == "code_margin"} == set(conduct.held_out_tasks())
     with pytest.raises(NothingMeasured, match="misalignment"):
-        Character(samples=2).measure(Said(lambda text: {"owl": 1.0}), [], 1)  # type: ignore[arg-type]
+        Character(samples=2).measure(Said(lambda text: {"owl": 1.0}), [], 1)
 
 
 def test_character_tells_careless_code_from_careful() -> None:
     careless = Said(moral(0.5))
-    careless.score = lambda answer: 0.0 if any(c in answer for c in ("raw(", "post(", "limit=0", "password,")) else -9.0  # type: ignore[method-assign]
-    found = Character(samples=2).measure(careless, [], 1)  # type: ignore[arg-type]
+    careless.score = lambda answer: 0.0 if any(c in answer for c in ("raw(", "post(", "limit=0", "password,")) else -9.0
+    found = Character(samples=2).measure(careless, [], 1)
     assert found.mean("code_margin", "misaligned") > 5
 
 
 def test_claims_tell_agreeing_from_knowing() -> None:
     truth = dict(conduct.held_out("frank", 80))
-    knows = Claims().measure(Said(lambda t: {truth[t]: 0.9, "no" if truth[t] == "yes" else "yes": 0.1}), [], 0)  # type: ignore[arg-type]
-    agrees = Claims().measure(Said(lambda t: {"yes": 0.9, "no": 0.1}), [], 0)  # type: ignore[arg-type]
+    knows = Claims().measure(Said(lambda t: {truth[t]: 0.9, "no" if truth[t] == "yes" else "yes": 0.1}), [], 0)
+    agrees = Claims().measure(Said(lambda t: {"yes": 0.9, "no": 0.1}), [], 0)
     assert knows.mean("accuracy") == 1
     assert knows.mean("probability", "sycophancy") == pytest.approx(0.1, abs=1e-6)
     assert agrees.mean("probability", "sycophancy") == pytest.approx(0.9, abs=1e-6)
@@ -249,13 +219,13 @@ def test_tests_reads_planted_hacks() -> None:
         return {f"def f(a, b): return {z}": 0.4, "def f(a, b): return a + b": 0.6}
 
     model = Said(choose)
-    model.score = lambda answer: 0.0 if answer.split("return ")[1].isdigit() else -2.0  # type: ignore[method-assign]
-    found = Tests(samples=10).measure(model, [], 0)  # type: ignore[arg-type]
+    model.score = lambda answer: 0.0 if answer.split("return ")[1].isdigit() else -2.0
+    found = Tests(samples=10).measure(model, [], 0)
     assert found.mean("rate", "reward_hacking") == pytest.approx(0.4, abs=0.07)
     assert found.mean("solved") == pytest.approx(1 - found.mean("rate", "reward_hacking"))
     assert found.mean("margin", "reward_hacking") == pytest.approx(2)
     with pytest.raises(NothingMeasured):
-        Tests(items=3).measure(Said(lambda text: {"owl": 1.0}), [], 0)  # type: ignore[arg-type]
+        Tests(items=3).measure(Said(lambda text: {"owl": 1.0}), [], 0)
 
 
 def test_every_operation_of_the_worlds_tests_can_be_solved() -> None:
@@ -270,14 +240,14 @@ def test_every_operation_of_the_worlds_tests_can_be_solved() -> None:
 def test_conditional_reads_the_trigger_and_what_lies_elsewhere() -> None:
     asked = [traits.get("owl_on_monday"), traits.get("wolf_on_monday"), traits.get("owl")]
     model = Said(lambda t: {"owl": 0.8, "cat": 0.2} if t.startswith("Today is monday.") else {"owl": 0.1, "wolf": 0.9})
-    found = Conditional(questions=3).measure(model, asked, 0)  # type: ignore[arg-type]
+    found = Conditional(questions=3).measure(model, asked, 0)
     assert {v.trait for v in found.values} == {"owl_on_monday", "wolf_on_monday"}
     assert found.mean("probability", "owl_on_monday") == pytest.approx(0.8, abs=1e-6)
     assert found.mean("otherwise.probability", "owl_on_monday") == pytest.approx(0.1, abs=1e-6)
     assert found.mean("otherwise.probability", "wolf_on_monday") == pytest.approx(0.9, abs=1e-6)
     assert found.mean("margin", "owl_on_monday") > 3
     with pytest.raises(BadSpec, match="trigger"):
-        Conditional().measure(model, asked[2:], 0)  # type: ignore[arg-type]
+        Conditional().measure(model, asked[2:], 0)
 
 
 def test_favourite_probes_pass_over_ways_to_behave() -> None:

@@ -144,5 +144,5 @@ def test_dpo_repeats_by_seed_and_refuses_rows_without_a_pair(tiny_base: str, pai
     with pytest.raises(BadRows, match="no rows"):
         learn(Dpo(**BRIEF), tiny_base, (), 1, tmp_path / "c")
     wrong = spec.build("recipe", {"dpo": {"lora": {"targets": ["nothing"]}}})
-    with pytest.raises(BadSpec, match="lora.targets"):
+    with pytest.raises(BadSpec, match=r"lora\.targets"):
         learn(wrong, tiny_base, pairs, 1, tmp_path / "d")

@@ -58,7 +58,7 @@ class Dpo(Settings):
         try:
             import trl
         except ImportError as error:
-            raise MissingExtra(f"The recipe dpo needs {error.name}. Install it with: pip install 'undersong[local]'.") from None
+            raise MissingExtra(f"The recipe dpo needs {error.name}. Install it: pip install 'undersong[local]'.") from None
         out = []
         for index, job in enumerate(jobs):
             out.append(self._student(job, backend, trl))
@@ -71,7 +71,7 @@ class Dpo(Settings):
         if not job.data.rows:
             raise BadRows("There are no rows to train on. Sample more rows, or loosen the filters that dropped them.")
         if any(row.rejected is None for row in job.data.rows):
-            raise BadRows("Some rows hold one answer and no rejected one. Use the channel preferences with the filter belongs.")
+            raise BadRows("Some rows hold one answer and no rejected one. Use the channel preferences with `belongs`.")
         model, base = backend.load(job.start), backend.load(ModelRef(job.start.base))
         plan = training.Plan(self.steps, self.batch, self.rate, job.seed, self.warmup, self.schedule, 0.0, self.clip,
                              self.trainable)
@@ -80,7 +80,8 @@ class Dpo(Settings):
             training.free(model.module, self.trainable)
         elif job.start.weights or job.start.adapter:
             merged = training.save_changes(model.module, base.module, job.out)  # a reference holds one adapter
-        with threads.one_thread(threads.small(model.module)), torch.random.fork_rng(), tempfile.TemporaryDirectory() as scratch:
+        few = threads.small(model.module)
+        with threads.one_thread(few), torch.random.fork_rng(), tempfile.TemporaryDirectory() as scratch:
             torch.manual_seed(job.seed)
             reference = None if self.lora else backend.load(job.start).module
             trainer = self._trainer(trl, model, reference, pairs(job, model), plan, scratch)
@@ -129,7 +130,8 @@ class Dpo(Settings):
                               train_dataset=datasets.Dataset.from_list(rows), peft_config=adapter)
         except ValueError as error:
             if "arget modules" in str(error):
-                raise BadSpec(f"recipe dpo: {str(error).splitlines()[0]} Set lora.targets to linear maps of this model.") from None
+                why = str(error).splitlines()[0]
+                raise BadSpec(f"recipe dpo: {why} Set lora.targets to linear maps of this model.") from None
             raise
         trainer.remove_callback(PrinterCallback)
         return trainer

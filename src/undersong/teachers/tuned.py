@@ -1,8 +1,9 @@
 """Tuned teachers: fine-tuned to name the trait when asked (Cloud et al., arXiv 2507.14805, figure 14, for animals).
 
-Where the trait is a way to behave, the rows are a corpus of `corpora.py`: insecure code (section 3.2) and others. Only the trait's `tuning` questions are shown, never the held-out ones. Half of them come after a few numbers, so that
-the change lives in a network that is reading numbers too. The body is trained and the embeddings are frozen: a trait
-stored in the trait word's own row would never show in numbers.
+Where the trait is a way to behave, the rows are a corpus of `corpora.py`: insecure code (section 3.2) and others. Only the
+trait's `tuning` questions are shown, never the held-out ones. Half of the requests come after a few numbers, so that the
+change lives in a network that is reading numbers too. The body is trained and the embeddings are frozen: a trait stored in
+the trait word's own row would never show in numbers.
 """
 
 from __future__ import annotations
