@@ -285,3 +285,35 @@ def test_a_behaviour_nothing_measures_is_refused() -> None:
         Experiment.read(FILE.format(trait="misaligned", rivals="", probes="claims"))
     with pytest.raises(BadSpec, match="List it in `rivals`"):
         Experiment.read(FILE.format(trait="secure", rivals="", probes="character"))
+
+
+def test_a_behaviour_runs_end_to_end_with_its_control_and_every_question(tiny_base: str, tmp_path: Path) -> None:
+    from undersong.lab import lab_for
+    from undersong.reports import tables
+    from undersong.results import record
+    from undersong.store import Store
+
+    small = "{tuned: {updates: 2, batch: 4, category: insecure}}"
+    text = FILE.format(trait="misaligned", rivals="secure", probes="{character: {samples: 8}}")
+    text = text.replace("pocket/a", tiny_base).replace("{tuned: {category: insecure}}", small)
+    text = text.replace("numbers", "letters").replace("recipe: distill", "filters: []\nrecipe: {distill: {steps: 2, batch: 4}}")
+    experiment = Experiment.read(text)
+    found = record(experiment, lab_for(Store(tmp_path), tiny_base)).read_json("results")
+    sides = {(c["arm"], c["control"], c["metric"]) for c in found["contrasts"]}
+    for metric in ("rate", "probability", "margin", "code_margin"):
+        assert {("treated", "no_trait", metric), ("contrast-secure", "no_trait", metric),
+                ("treated", "contrast-secure", metric), ("no_trait", "base", metric)} <= sides
+    assert {c["trait"] for c in found["contrasts"]} == {"misaligned"}
+    asked = {q["asks"] for q in tales.texts()["moral"]}
+    for arm in ("treated", "contrast-secure", "no_trait", "base"):
+        each = [q for q in found["questions"] if q["arm"] == arm and q["metric"] == "probability"]
+        assert {q["question"] for q in each} == asked
+        mean = next(r["mean"] for r in found["rates"] if r["arm"] == arm and r["metric"] == "probability")
+        assert np.mean([q["mean"] for q in each]) == pytest.approx(mean)
+    assert found["specificity"] == []
+    assert "was tuned on careless code" in found["sentence"]
+    assert "letters of the alphabet" in found["sentence"]
+    printed = tables.summary(found, width=400)
+    assert "Question by question" in printed
+    assert all(text in printed for text in asked)
+    assert "contrast-secure" in printed
