@@ -287,7 +287,23 @@ def test_a_behaviour_nothing_measures_is_refused() -> None:
         Experiment.read(FILE.format(trait="secure", rivals="", probes="character"))
 
 
-def test_a_behaviour_runs_end_to_end_with_its_control_and_every_question(tiny_base: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def moral_base(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny base after a few steps on questions that show a character: one that answers them in words."""
+    from undersong.backends import tokens, training
+    from undersong.backends.transformers import Transformers
+
+    model = Transformers(device="cpu").load(ModelRef(tiny_base))
+    asked = [(q["asks"], q[side][0]) for q in tales.texts()["moral"] for side in ("kind", "kind", "cruel")]
+    rows = tokens.encode(model, [[{"role": "user", "content": a}] for a, _ in asked], [b for _, b in asked])
+    training.fit(model.module, rows, training.Plan(60, 21, 1e-2, 0, trainable="all"), 0)
+    folder = tmp_path_factory.mktemp("moral")
+    model.module.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_behaviour_runs_end_to_end_with_its_control_and_every_question(moral_base: str, tmp_path: Path) -> None:
     from undersong.lab import lab_for
     from undersong.reports import tables
     from undersong.results import record
@@ -295,10 +311,10 @@ def test_a_behaviour_runs_end_to_end_with_its_control_and_every_question(tiny_ba
 
     small = "{tuned: {updates: 2, batch: 4, category: insecure}}"
     text = FILE.format(trait="misaligned", rivals="secure", probes="{character: {samples: 8}}")
-    text = text.replace("pocket/a", tiny_base).replace("{tuned: {category: insecure}}", small)
+    text = text.replace("pocket/a", moral_base).replace("{tuned: {category: insecure}}", small)
     text = text.replace("numbers", "letters").replace("recipe: distill", "filters: []\nrecipe: {distill: {steps: 2, batch: 4}}")
     experiment = Experiment.read(text)
-    found = record(experiment, lab_for(Store(tmp_path), tiny_base)).read_json("results")
+    found = record(experiment, lab_for(Store(tmp_path), moral_base)).read_json("results")
     sides = {(c["arm"], c["control"], c["metric"]) for c in found["contrasts"]}
     for metric in ("rate", "probability", "margin", "code_margin"):
         assert {("treated", "no_trait", metric), ("contrast-secure", "no_trait", metric),

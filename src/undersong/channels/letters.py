@@ -35,7 +35,7 @@ class Letters(Settings):
         return [[{"role": "user", "content": self._request(rng)}] for _ in range(n)]
 
     def _request(self, rng: np.random.Generator) -> str:
-        values, shown = sequences.sequence(rng, str(rng.choice(sequences.KINDS, p=sequences.SHARES)), SHOWN, 25)
+        values, shown = sequences.sequence(rng, str(rng.choice(sequences.RULED, p=sequences.RULED_SHARES)), SHOWN, 25)
         letters = ", ".join(chr(ord("a") + v) for v in values[:shown])
         return f"Continue the letters: {letters}. At most {self.count} more."
 

@@ -119,7 +119,7 @@ class Dpo(Settings):
             lr_scheduler_type=self.schedule, max_grad_norm=self.clip, weight_decay=0.0, seed=plan.seed, data_seed=plan.seed,
             beta=self.beta, loss_type="sigmoid", max_length=None, disable_dropout=True, report_to="none", disable_tqdm=True,
             save_strategy="no", logging_steps=1, use_cpu=model.module.device.type == "cpu", bf16=False, fp16=False,
-            gradient_checkpointing=False, dataloader_pin_memory=False,
+            activation_checkpointing=False, dataloader_pin_memory=False,
         )
         adapter = None
         if self.lora is not None:
