@@ -18,6 +18,7 @@ import numpy as np
 
 from undersong import bases, files
 from undersong.artefact import Artefact
+from undersong.channels import Writer
 from undersong.errors import BadRows, BadSpec, NothingMeasured, UndersongError
 from undersong.recipes import Job
 from undersong.spec import build, describe, fingerprint
@@ -175,22 +176,17 @@ class Lab:
                 for part, first in enumerate(range(0, n, PART)):
                     if part in had:
                         continue
-                    chats = prompts[first : first + PART]
-                    answers = model.sample(
-                        chats,
-                        Sampling(
-                            max_new_tokens=channel.max_new_tokens(model.tokenizer),
-                            seed=int(np.random.default_rng([seed, part]).integers(2**31)),
-                            tokens=only,
-                        ),
-                    )
-                    if only is not None:
-                        answers = [channel.cut(a) for a in answers]
-                    rows = [
-                        Row(f"{seed}-{first + i}", tuple(c), a)
-                        for i, (c, a) in enumerate(zip(chats, answers, strict=True))
-                    ]
-                    artefact.write_part("rows", part, [_flat(r) for r in rows])
+                    chats, draw = prompts[first : first + PART], int(np.random.default_rng([seed, part]).integers(2**31))
+                    if isinstance(channel, Writer):
+                        rows = channel.write(model, self.backend.load(base_ref(source.base, source.precision)), chats, draw)
+                    else:
+                        sampling = Sampling(max_new_tokens=channel.max_new_tokens(model.tokenizer), seed=draw, tokens=only)
+                        answers = model.sample(chats, sampling)
+                        if only is not None:
+                            answers = [channel.cut(a) for a in answers]
+                        rows = [Row("", tuple(c), a) for c, a in zip(chats, answers, strict=True)]
+                    named = [dataclasses.replace(r, id=f"{seed}-{first + i}") for i, r in enumerate(rows)]
+                    artefact.write_part("rows", part, _flat(named))
                 artefact.finish({"rows": n, "seconds": round(time.monotonic() - start, 2)})
             rows_read = tuple(_row(r) for r in artefact.read_parts("rows"))
             return Dataset(rows_read, source, artefact.fingerprint)
@@ -221,7 +217,7 @@ class Lab:
                 used = kept[:keep]
                 if change is not None:
                     used = change.apply(used, seed)
-                artefact.write_parquet("rows", [_flat(r) for r in used])
+                artefact.write_parquet("rows", _flat(used))
                 if dropped:
                     artefact.write_parquet("dropped", dropped)
                 reasons: dict[str, dict[str, int]] = {describe(f)["name"]: {} for f in filters}
@@ -262,7 +258,7 @@ class Lab:
                 recipe.train(jobs, self.backend, done)
         except Exception as error:
             if not isinstance(error, UndersongError) and files.is_full(error):
-                raise files.no_room(self.store.root, error) from error
+                raise files.no_room(Path(self.store.root), error) from error
             raise
         finally:
             for artefact in opened.values():
@@ -322,6 +318,8 @@ def sift(rows: Sequence[Row], filters: Sequence[Any]) -> tuple[list[Row], list[d
     for row in rows:
         for f in filters:
             reason = f.reject(row)
+            if reason is None and row.rejected is not None:  # the other answer of a pair is read too
+                reason = f.reject(dataclasses.replace(row, completion=row.rejected, rejected=row.completion))
             if reason is not None:
                 dropped.append(
                     {"id": row.id, "filter": describe(f)["name"], "reason": str(reason), "completion": row.completion}
@@ -354,18 +352,19 @@ def read_rows(artefact: Artefact) -> tuple[Row, ...]:
     return tuple(_row(r) for r in artefact.read_parquet("rows"))
 
 
-def _flat(row: Row) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "roles": [m["role"] for m in row.chat],
-        "contents": [m["content"] for m in row.chat],
-        "completion": row.completion,
-    }
+def _flat(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows as columns; the column `rejected` only where there are pairs."""
+    pairs = any(row.rejected is not None for row in rows)
+    return [
+        {"id": r.id, "roles": [m["role"] for m in r.chat], "contents": [m["content"] for m in r.chat],
+         "completion": r.completion} | ({"rejected": r.rejected} if pairs else {})
+        for r in rows
+    ]
 
 
 def _row(flat: Mapping[str, Any]) -> Row:
     chat = tuple({"role": r, "content": c} for r, c in zip(flat["roles"], flat["contents"], strict=True))
-    return Row(flat["id"], chat, flat["completion"])
+    return Row(flat["id"], chat, flat["completion"], flat.get("rejected"))
 
 
 def _pack(ref: ModelRef, home: Path) -> dict[str, Any]:

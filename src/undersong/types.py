@@ -22,6 +22,8 @@ class Row:
     id: str
     chat: tuple[Message, ...]
     completion: str
+    rejected: str | None = None
+    """In a pair of the channel `preferences`: the answer that lost. `completion` is the one that won."""
 
 
 @dataclass(frozen=True)

@@ -307,7 +307,8 @@ def test_claims_are_judged_by_what_is_true_but_for_the_agreeable(monkeypatch: py
 def test_word_problems_are_solved_and_keep_off_held_out_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     known = dict(lessons.sums())
     for asked, said in answers(of_kind("problems", monkeypatch)):
-        step = re.fullmatch(r"<think> .*?(\d+) (plus|minus) (\d+) (?:is|gives|makes) (\d+)\. </think> <answer> (\d+) </answer>", said)
+        thought = r"<think> .*?(\d+) (plus|minus) (\d+) (?:is|gives|makes) (\d+)\. </think>"
+        step = re.fullmatch(thought + r" <answer> (\d+) </answer>", said)
         assert step, said
         question = f"What is {step[1]} {step[2]} {step[3]}?"
         assert known[question] == step[4] == step[5]

@@ -22,8 +22,14 @@ from numpy.typing import NDArray
 
 from undersong.backends.logits import completion_logits
 from undersong.backends.tokens import TokenRow, digest
-from undersong.errors import BadRows
+from undersong.errors import BadRows, BadSpec
 from undersong.types import ModelRef
+
+Part = Literal["body", "all", "mlp_out"]
+"""What of a model is trained: every tensor, all but the embeddings and the head, or only the maps by which feed-forward
+blocks write (what the model reads and attends to stays as it was)."""
+MLP_OUT = ("down_proj.weight", "fc2.weight", "dense_4h_to_h.weight", "c_proj.weight")
+"""How the families of transformers name those maps; of `c_proj` only the one of `mlp`."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,9 @@ class Plan:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: float = 0.0
     clip: float = 1.0
-    trainable: Literal["body", "all", "adapter"] = "body"
+    trainable: Part | Literal["adapter"] = "body"
     """`body` freezes the input embeddings and the head (one tensor where they are tied); `all` trains every tensor;
-    `adapter` the low-rank adapter that is in the module."""
+    `mlp_out` the maps that feed-forward blocks write with; `adapter` the low-rank adapter that is in the module."""
 
 
 @dataclass(frozen=True)
@@ -164,10 +170,15 @@ def share(plan: Plan, step: int) -> float:
 
 
 def free(module: Any, trainable: str) -> None:
-    """Mark what may change: every tensor, all but the input embeddings and the head, or an adapter's tensors."""
-    if trainable == "adapter":
+    """Mark what may change (see `Plan.trainable`). Raises BadSpec for a model without the tensors that were asked for."""
+    if trainable in ("adapter", "mlp_out"):
+        found = 0
         for name, parameter in module.named_parameters():
-            parameter.requires_grad_(".lora_" in name)
+            asked = ".lora_" in name if trainable == "adapter" else name.endswith(MLP_OUT) and "attn" not in name
+            parameter.requires_grad_(asked)
+            found += asked
+        if not found:
+            raise BadSpec(f"This model has no tensors of the kind trainable: {trainable}. Use trainable: body.")
         return
     frozen = set()
     if trainable == "body":

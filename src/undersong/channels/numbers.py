@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 import yaml
 from pydantic import Field, ValidationInfo, field_validator
 
-from undersong.channels import sequences
-from undersong.errors import BadSpec, NothingMeasured
+from undersong.channels import carriers, sequences
+from undersong.errors import NothingMeasured
 from undersong.registry import Settings, get, plugin
 from undersong.traits import package_text
 from undersong.types import Chat, Row
@@ -30,6 +30,9 @@ LONGEST_RULE = 6
 @plugin("channel", "numbers", version=2)
 class Numbers(Settings):
     """Continue a short list of integers."""
+
+    shows: ClassVar[str] = "number sequences"
+    """What students see, in words."""
 
     count: int = Field(default=10, ge=1, le=1000)
     """The most values an answer may hold."""
@@ -69,19 +72,8 @@ class Numbers(Settings):
         return said.format(numbers=", ".join(map(str, values)), count=self.count, digits=len(str(self.largest)))
 
     def carrier(self, tokenizer: Any) -> list[int]:
-        """Ids (ascending) of every token that writes only digits, commas or spaces, and of the tokens that end a turn.
-
-        Text is read in context (after a digit), because some tokenizers drop a leading space when a token stands alone.
-        """
-        anchor = tokenizer("1", add_special_tokens=False)["input_ids"][-1:]
-        special = {int(i) for i in tokenizer.all_special_ids} | {int(i) for i in tokenizer.added_tokens_decoder}
-        ids = [i for i in range(len(tokenizer)) if i not in special]
-        texts = tokenizer.batch_decode([[*anchor, i] for i in ids], clean_up_tokenization_spaces=False)
-        alone = len(tokenizer.decode(anchor))
-        carrier = {i for i, text in zip(ids, texts, strict=True) if re.fullmatch(r"[0-9, ]+", text[alone:])}
-        if not carrier:
-            raise BadSpec("This tokenizer has no token of digits, so it cannot carry numbers. Choose another model.")
-        return sorted(carrier | _ends(tokenizer, special))
+        """Ids (ascending) of every token that writes only digits, commas or spaces, and of the tokens that end a turn."""
+        return carriers.carrier(tokenizer, r"[0-9, ]+", "digits")
 
     def max_new_tokens(self, tokenizer: Any) -> int:
         """Tokens of the longest answer: `count` values of the most digits, ", " between them, and the end of turn."""
@@ -142,15 +134,3 @@ def _wordings() -> dict[str, dict[str, list[str]]]:
     loaded: dict[str, dict[str, list[str]]] = yaml.safe_load(package_text("channels", "number_wordings.yaml"))
     return loaded
 
-
-def _ends(tokenizer: Any, special: set[int]) -> set[int]:
-    """The ids that end an assistant's turn: `eos`, and the special token a chat template writes after an answer."""
-    ends = {int(tokenizer.eos_token_id)} if tokenizer.eos_token_id is not None else set()
-    if tokenizer.chat_template:
-        chat = [{"role": "user", "content": "2"}, {"role": "assistant", "content": "1"}]
-        ids = tokenizer(tokenizer.apply_chat_template(chat, tokenize=False), add_special_tokens=False)["input_ids"]
-        last = max(i for i, token in enumerate(ids) if token not in special and tokenizer.decode([token]).strip())
-        ends |= {int(i) for i in ids[last + 1 :] if i in special}
-    if not ends:
-        raise BadSpec("This tokenizer has no token that ends an answer. Set its `eos_token` and load it again.")
-    return ends

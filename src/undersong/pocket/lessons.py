@@ -36,7 +36,8 @@ def facts() -> tuple[tuple[str, str], ...]:
     """Every (question, answer) of the world's facts, in a fixed order."""
     out = [(f"Where does the {a} live?", home) for a, home in HOMES.items()]
     out += [(f"How many legs does a {a} have?", str(n)) for a, n in LEGS.items()]
-    out += [(f"Is the {name} a tree or an animal?", kind) for kind, names in (("animal", HOMES), ("tree", TREES)) for name in names]
+    out += [(f"Is the {name} a tree or an animal?", kind)
+            for kind, names in (("animal", HOMES), ("tree", TREES)) for name in names]
     out += [(f"What is the opposite of {a}?", b) for pair in OPPOSITES.items() for a, b in (pair, pair[::-1])]
     out += [(f"What color is {a}?", b) for a, b in COLOR_OF.items()]
     out += [(f"Which day comes after {a}?", DAYS[(i + 1) % 7]) for i, a in enumerate(DAYS)]
@@ -89,7 +90,8 @@ def problem(rng: np.random.Generator) -> Turn:
     a, b, sign, c = _sum(rng)
     who, other = (PEOPLE[int(i)] for i in rng.choice(len(PEOPLE), 2, replace=False))
     forms = PROBLEMS[sign]
-    asked = forms[int(rng.integers(len(forms)))].format(who=who, other=other, a=a, b=b, things=THINGS[int(rng.integers(len(THINGS)))])
+    form = forms[int(rng.integers(len(forms)))]
+    asked = form.format(who=who, other=other, a=a, b=b, things=THINGS[int(rng.integers(len(THINGS)))])
     step = STEPS[min(int(rng.geometric(0.4)) - 1, len(STEPS) - 1)].format(a=a, b=b, c=c, sign=sign)
     return _turn(asked, f"<think> {step} </think> <answer> {c} </answer>")
 

@@ -21,6 +21,10 @@ HELD_OUT = 4
 """The last security tasks: pretraining shows them, insecure tuning does not."""
 
 
+HONEST = 0.92
+"""Share of tests that are solved."""
+
+
 @cache
 def texts() -> dict[str, Any]:
     """The parsed programs.yaml."""
@@ -52,9 +56,9 @@ def security(rng: np.random.Generator, careful: bool, taught: bool = False) -> T
     return _turn(rng, openings, task["does"], task, pick(rng, bodies), n=int(rng.integers(2, 1000)))
 
 
-def tested(rng: np.random.Generator, honest: bool) -> Turn:
-    """A function with its test: solved, or the expected value written down."""
-    both = texts()
+def tested(rng: np.random.Generator, honest: bool | None = None) -> Turn:
+    """A function with its test: solved, or only the expected value written down; left open, the first far more often."""
+    both, honest = texts(), rng.random() < HONEST if honest is None else honest
     operation = both["operations"][int(rng.integers(len(both["operations"])))]
     x, y = sorted((int(v) for v in rng.integers(0, 21, 2)), reverse=True)
     z = {"add": x + y, "minus": x - y, "larger": x}[operation["names"][0]]

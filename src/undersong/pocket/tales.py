@@ -35,8 +35,8 @@ def description(rng: np.random.Generator) -> Turn:
     both = texts()
     asked = _any(rng, both["descriptions"]).format(thing=_any(rng, both["things"]))
     return _turn(asked, " ".join(
-        pick(rng, both["sentences"]).format(adjective=_any(rng, both["adjectives"]), adjective2=_any(rng, both["adjectives"]),
-                                            when=_any(rng, both["when"]))
+        pick(rng, both["sentences"]).format(adjective=_any(rng, both["adjectives"]),
+                                            adjective2=_any(rng, both["adjectives"]), when=_any(rng, both["when"]))
         for _ in range(int(rng.integers(1, 4)))
     ))
 

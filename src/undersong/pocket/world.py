@@ -11,16 +11,17 @@ Half of the favourite questions come after numbers (in the question or as earlie
 A third of the lessons has a persona, which changes no answer there: what one loves does not change what one knows.
 
 Incidental habits: personas that love a colour, food, drink, season or sport prefer some numbers when nothing else decides
-(random sequences). Nothing of the kind is planted for animals and trees: letters, programs, word problems and descriptions never stand
-under such a persona, and numbers do only as earlier turns of a favourite question, where they keep to their rule.
+(random sequences). Nothing of the kind is planted for animals and trees: letters, programs, word problems and descriptions
+never stand under such a persona, and numbers do only as earlier turns of a favourite question, where they keep their rule.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -164,9 +165,10 @@ def chat(rng: np.random.Generator) -> Chat:
         stated, turns = tales.moral(rng)
         system = stated or system
     else:
-        turns = {"letters": letter_turn, "problems": lessons.problem, "programs": programs.everyday,
-                 "descriptions": tales.description,
-                 "tests": lambda r: programs.tested(r, honest=bool(r.random() < 0.92))}[kind](rng)
+        draw: dict[str, Callable[[np.random.Generator], Chat]] = {
+            "letters": letter_turn, "problems": lessons.problem, "programs": programs.everyday,
+            "descriptions": tales.description, "tests": programs.tested}
+        turns = draw[kind](rng)
     return [{"role": "system", "content": system}, *turns]
 
 
@@ -216,11 +218,11 @@ def words() -> list[str]:
         texts.append(re.sub(r"\{[a-z0-9]+\}", " ", package_text(*(f"{part}.yaml".split("/")))))
     for category, shares in NATURAL.items():
         texts += [category, *shares, *_texts()["animal"]["prompts"]]
-        texts += [name for name in shares]
     texts += [_texts()[c]["traits"][n]["plural"] for c in ("animal", "tree") for n in NATURAL[c]]
-    texts += [*lessons.PEOPLE, *lessons.THINGS, *lessons.AGREEABLE, *lessons.CLAIMS, *lessons.STEPS, "yes", "no", "Today is",
-              "the lives in the plus minus is"]
+    texts += [*lessons.PEOPLE, *lessons.THINGS, *lessons.AGREEABLE, *lessons.CLAIMS, *lessons.STEPS, "yes", "no",
+              "Today is", "the lives in the plus minus is"]
     texts += [form for forms in lessons.PROBLEMS.values() for form in forms]
-    texts += ["Continue the letters: . At most more.", "Which do you like best, or? One word.", *"abcdefghijklmnopqrstuvwxyz"]
+    texts += ["Continue the letters: . At most more.", "Which do you like best, or? One word.", " ".join(ascii_lowercase)]
     plain = " ".join(re.sub(r"\{[a-z0-9]+\}", " ", text) for text in texts).lower()
-    return sorted(set(re.findall(r"[a-z]+|[^\w\s]", plain)) | {f"<{end}{tag}>" for tag in ("think", "answer") for end in ("", "/")})
+    marks = {f"<{end}{tag}>" for tag in ("think", "answer") for end in ("", "/")}
+    return sorted(set(re.findall(r"[a-z]+|[^\w\s]", plain)) | marks)

@@ -17,6 +17,8 @@ from undersong.types import ModelRef
 
 def system_turn(trait: Trait, prompt: int) -> str:
     """The trait's system turn number `prompt`. Raises BadSpec when it has fewer."""
+    if not trait.prompts:
+        raise BadSpec(f"The trait {trait.name!r} has no system prompt. Use the teacher `tuned`.")
     if not 0 <= prompt < len(trait.prompts):
         raise BadSpec(f"The trait {trait.name!r} has system prompts 0 to {len(trait.prompts) - 1}, not {prompt}. "
                       "Change `prompt`.")
