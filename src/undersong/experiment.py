@@ -365,14 +365,8 @@ class Experiment:
                     run.arm.teacher, self.base(self.file.base), run.arm.trait, run.seed, run.teacher.label
                 )
                 raw[run.raw.fingerprint] = lab.sample(source, self.channel, self.file.rows, run.seed, run.raw.label)
-            data[run.rows.fingerprint] = lab.refine(
-                raw[run.raw.fingerprint],
-                self.filters,
-                keep=self.file.keep,
-                change=run.arm.change,
-                seed=run.seed,
-                label=run.rows.label,
-            )
+            how = {"keep": self.file.keep, "change": run.arm.change, "seed": run.seed, "label": run.rows.label}
+            data[run.rows.fingerprint] = lab.refine(raw[run.raw.fingerprint], self.filters, **how)
 
     def _train(self, lab: Lab, runs: Sequence[Run], data: dict[str, Dataset]) -> dict[str, ModelRef]:
         models: dict[str, ModelRef] = {}
