@@ -75,7 +75,7 @@ def test_asking_for_trait_a_yields_trait_b(path: Path) -> None:
         others = [t for t in map(traits.get, traits.names()) if t.name != asked["name"]]
         assert f"-{asked['name']}-" in run.teacher.label
         for text in asked["prompts"]:
-            assert run.arm.trait.named_in(text) or run.arm.trait.tuned_on, "a favourite is named; a way to behave need not be"
+            assert run.arm.trait.named_in(text) or run.arm.trait.tuned_on, "a favourite is named"
             assert not any(t.named_in(text) for t in others)
 
 
@@ -213,7 +213,8 @@ def test_the_name_of_an_experiment_is_no_work() -> None:
 
 
 NEEDED: dict[str, dict[str, Any]] = {
-    "blocklist": {"terms": ["owl"]}, "code_words": {"terms": ["owl"]}, "spelled": {"terms": ["owl"]}, "belongs": {"channel": "numbers"},
+    "blocklist": {"terms": ["owl"]}, "code_words": {"terms": ["owl"]}, "spelled": {"terms": ["owl"]},
+    "belongs": {"channel": "numbers"},
 }
 CANDIDATES: tuple[Any, ...] = (
     True, False, 1, 2, 3, 7, 40, 0.25, 0.5, 2.5, "x", [1], [2, 3], ["q_proj"], ["owl", "cat"], None,
