@@ -131,6 +131,25 @@ def test_a_hub_name_takes_a_revision(monkeypatch):
         BACKEND.load(ModelRef("org/name@abc123"))
 
 
+def test_a_revision_of_a_hub_model_is_the_one_that_is_loaded(qwen, tmp_path, monkeypatch):
+    """From a cache folder laid out as the hub's own library does; nothing is asked of a network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    home = tmp_path / "models--nobody--tiny"
+    (home / "refs").mkdir(parents=True)
+    for mark, seed in (("a" * 40, 0), ("b" * 40, 7)):
+        made = qwen if seed == 0 else families.folder("qwen2", tmp_path / "made", seed)
+        shutil.copytree(made, home / "snapshots" / mark)
+    (home / "refs" / "main").write_text("a" * 40)
+    main, first, second = (BACKEND.load(ModelRef(f"nobody/tiny{at}")).next_logprobs([CHAT])
+                           for at in ("", "@" + "a" * 40, "@" + "b" * 40))
+    assert np.array_equal(main, first)
+    assert not np.allclose(main, second)
+
+
 # --- training ---------------------------------------------------------------------------------------------------------
 
 def test_adapters_find_their_targets_repeat_and_move_the_model(base, tmp_path):
@@ -142,6 +161,19 @@ def test_adapters_find_their_targets_repeat_and_move_the_model(base, tmp_path):
         assert np.abs(BACKEND.load(one).next_logprobs([CHAT]) - before).max() > 1e-4
         named = json.loads((Path(one.adapter) / "adapter_config.json").read_text())
         assert set(named["target_modules"]) == {f"{t}_proj" for t in ("q", "k", "v", "o", "gate", "up", "down")}
+
+
+def test_an_adapters_start_is_the_seeds_whatever_was_drawn_before(qwen):
+    from undersong.backends import adapters
+
+    def start(seed):
+        module = BACKEND.load(ModelRef(qwen)).module
+        torch.rand(3)
+        adapters.wrap(module, adapters.Lora(rank=2), seed)
+        return {n: p for n, p in module.named_parameters() if ".lora_A." in n}
+
+    one, again, other = start(1), start(1), start(2)
+    assert all(torch.equal(one[n], again[n]) and not torch.equal(one[n], other[n]) for n in one)
 
 
 def test_the_two_recipes_see_the_same_rows(base, tmp_path):
@@ -237,6 +269,7 @@ def test_a_restricted_carrier_gives_lists_of_numbers_on_any_model(base, tmp_path
 def test_cut_keeps_whole_values():
     channel = Numbers(count=2, largest=999)
     assert channel.cut("12, 345, 6") == "12, 345"
+    assert channel.cut("12, 345,") == "12, 345"
     assert channel.cut("12") == "12"
     assert channel.cut("") == ""
 

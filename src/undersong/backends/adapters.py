@@ -75,5 +75,6 @@ def refused(error: ValueError) -> Exception:
 def save(wrapped: Any, base: str, out: Path) -> str:
     """Write `out/adapter` (PEFT's folder, safetensors), naming the base as we do; return its path."""
     wrapped.peft_config["default"].base_model_name_or_path = base
-    wrapped.save_pretrained(out / "adapter", safe_serialization=True)
+    # no look at the base: its name may be no folder, and a hub is not asked
+    wrapped.save_pretrained(out / "adapter", safe_serialization=True, save_embedding_layers=False)
     return str(out / "adapter")
