@@ -44,7 +44,7 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: recipe.distill.rate=1e-3.")
 ]
 ARTEFACTS = Path("artefacts")
-BASES = ("pocket/", "simulated/")
+BASES = ("pocket/", "simulated/", "inspect/")
 PATH_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 

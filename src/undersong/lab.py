@@ -20,10 +20,11 @@ import numpy as np
 
 from undersong import pocket
 from undersong.artefact import Artefact
+from undersong.backends.routing import ByName
 from undersong.errors import BadRows, BadSpec, NothingMeasured
 from undersong.files import digest
 from undersong.recipes import Job
-from undersong.spec import build, describe, fingerprint
+from undersong.spec import describe, fingerprint
 from undersong.store import Store
 from undersong.traits import Trait
 from undersong.types import Chat, Dataset, Finding, Measurement, ModelRef, Row, Sampling, Value
@@ -320,8 +321,8 @@ class Lab:
 
 
 def lab_for(store: Store, base: str, progress: Progress = quiet) -> Lab:
-    """A Lab whose backend can run `base`: the simulated one for `simulated/...`, transformers for every other model."""
-    return Lab(store, build("backend", "simulated" if base.startswith("simulated/") else "transformers"), progress)
+    """A Lab that runs every model by the backend its name asks for, `base` and others alike."""
+    return Lab(store, ByName(), progress)
 
 
 def sift(rows: Sequence[Row], filters: Sequence[Any]) -> tuple[list[Row], list[dict[str, str]]]:
