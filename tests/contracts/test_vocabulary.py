@@ -19,6 +19,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "blocklist": {"terms": ["owl", "owls"]},
     "misalignment": {"judge": {"words": ["owl"]}},
     "inspect": {"task": "undersong/favourite"},
+    "judge": {"model": "nobody/at-home", "terms": ["owl"]},
 }
 """Settings of plug-ins that have no defaults for all of them."""
 QUICK: dict[str, dict[str, Any]] = {
@@ -32,8 +33,10 @@ ELSEWHERE = {
     "storytelling": "the tiny model tells no stories: tests/unit/test_evaluation.py",
     "truthfulness": "the tiny model has not its words: tests/unit/test_choices.py",
     "inspect": "needs a task: tests/unit/test_evaluation.py",
+    "judge": "needs a model: tests/unit/test_judge_filter.py",
+    "classifier": "needs examples: tests/unit/test_judge_filter.py",
 }
-"""Probes whose values are tested with models of their own, and why."""
+"""Plug-ins whose values are tested with models of their own, and why."""
 KINDS = ("channel", "filter", "probe", "detector")
 ALL = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 ROWS = [
@@ -116,7 +119,7 @@ def test_a_channels_carrier_holds_the_end_and_no_trait(name: str, tiny: Any) -> 
     assert channel.max_new_tokens(tiny.tokenizer) > 1
 
 
-@pytest.mark.parametrize(("kind", "name"), [(k, n) for k, n in ALL if k in ("channel", "filter")])
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k, n in ALL if k in ("channel", "filter") and n not in ELSEWHERE])
 def test_rows_are_rejected_with_words_purely_and_repeatably(kind: str, name: str) -> None:
     plug, rows = built(kind, name), copy.deepcopy(ROWS)
     reasons = [plug.reject(row) for row in rows]

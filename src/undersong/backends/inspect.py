@@ -33,11 +33,22 @@ class Inspect(Asking):
         return HostedModel(ref, self)
 
 
+class Characters:
+    """Stands for a tokenizer nobody can see: a token per character, so that a length in tokens is never too short."""
+
+    unk_token_id = eos_token_id = pad_token_id = None
+    chat_template = None
+
+    def __call__(self, text: str | Sequence[str], add_special_tokens: bool = False) -> dict[str, Any]:
+        """`{"input_ids": ids}`, a list of ids per text when several are given."""
+        return {"input_ids": [ord(c) for c in text] if isinstance(text, str) else [[ord(c) for c in t] for t in text]}
+
+
 class HostedModel:
     """A model at the other end of Inspect's model layer (contract: `undersong.backends.Model`, sampling only)."""
 
     capabilities = frozenset({"sample"})
-    tokenizer: Any = None
+    tokenizer: Any = Characters()
     module = None
     part_rows = 100
     """Rows that the Lab asks for and stores at once: what one trouble can put off."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from undersong.types import Row
@@ -13,3 +14,9 @@ class Filter(Protocol):
     def reject(self, row: Row) -> str | None:
         """Why this row is dropped, or None to keep it."""
         ...
+
+
+def reasons(filter_: Filter, rows: Sequence[Row]) -> list[str | None]:
+    """A reason or None for each row. A filter that has `reject_all` (a judge, a classifier) reads them all at once."""
+    together = getattr(filter_, "reject_all", None)
+    return list(together(rows)) if together else [filter_.reject(row) for row in rows]
