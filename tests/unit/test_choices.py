@@ -32,7 +32,7 @@ class Letters:
 class Likes:
     """A model that gives the letter of any option holding `word` the probability `p`, and the rest to the others."""
 
-    ref, tokenizer = ModelRef("likes"), Letters()
+    ref, tokenizer, capabilities = ModelRef("likes"), Letters(), frozenset({"logits"})
 
     def __init__(self, word: str, p: float = 0.7, mass: float = 0.9) -> None:
         self.word, self.p, self.mass = word, p, mass

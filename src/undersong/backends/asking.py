@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,7 +111,8 @@ def opened(name: str, how: Asking) -> Any:
     try:
         return get_model(name, config=config, memoize=False)
     except (PrerequisiteError, ValueError, ImportError, LookupError) as error:
-        told = str(getattr(error, "message", error)).strip().splitlines()[0]
+        lines = re.sub(r"\[/?[a-z ]+\]", "", str(getattr(error, "message", error))).split()
+        told = " ".join(lines)[:300].removeprefix("ERROR: ")
         raise BadSpec(f"Inspect cannot open the model {name!r} ({told}). Write provider/model as for `inspect eval "
                       "--model`, and set the provider's key and package.") from None
 

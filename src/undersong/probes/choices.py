@@ -67,6 +67,9 @@ def ask(model: Model, choices: Sequence[Choice], by: By = "letter") -> list[tupl
 
     Raises BadSpec when a letter is not one token, NothingMeasured when no choice is answered in this form.
     """
+    if "logits" not in model.capabilities:
+        raise BadSpec(f"{model.ref.name} gives no log-probabilities. Use the Inspect task of this name with "
+                      "`-T logprobs=false`, or a local model.")
     logs = (_by_letter if by == "letter" else _by_answer)(model, choices)
     out = [shares(dict(zip(c.options, each, strict=True))) for c, each in zip(choices, logs, strict=True)]
     if max((mass for _, mass in out), default=1.0) < LEAST:
