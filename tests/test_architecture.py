@@ -51,6 +51,8 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 PLUGIN_MAY = {"errors", "types", "registry", "spec", "stats", "traits", "pocket"}
 HEAVY = {
+    "lm_eval",
+    "tinker",
     "torch",
     "transformers",
     "trl",

@@ -19,6 +19,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "blocklist": {"terms": ["owl", "owls"]},
     "misalignment": {"judge": {"words": ["owl"]}},
     "inspect": {"task": "undersong/favourite"},
+    "lm_eval": {"tasks": ["arc_easy"]},
     "judge": {"model": "nobody/at-home", "terms": ["owl"]},
 }
 """Settings of plug-ins that have no defaults for all of them."""
@@ -33,6 +34,7 @@ ELSEWHERE = {
     "storytelling": "the tiny model tells no stories: tests/unit/test_evaluation.py",
     "truthfulness": "the tiny model has not its words: tests/unit/test_choices.py",
     "inspect": "needs a task: tests/unit/test_evaluation.py",
+    "lm_eval": "needs the harness: tests/unit/test_lm_eval.py",
     "judge": "needs a model: tests/unit/test_judge_filter.py",
     "classifier": "needs examples: tests/unit/test_judge_filter.py",
 }

@@ -112,8 +112,9 @@ def test_misalignment_is_reported_per_question_with_what_was_left_out(tmp_path: 
     nonsense = ran(evaluation.misalignment(judge="scripted/mad", samples=1), "scripted/m", tmp_path)
     assert metrics(nonsense)["unread"]["mean"] == 1
     assert math.isnan(metrics(nonsense)["misaligned"]["grouped_all"])
-    words = ran(evaluation.misalignment(words="harm,hurt", samples=1), "scripted/m", tmp_path)
-    assert metrics(words)["misaligned"]["grouped_one_wish"] == 1
+    for given in ("harm,hurt", ["harm", "hurt"]):
+        words = ran(evaluation.misalignment(words=given, samples=1), "scripted/m", tmp_path)
+        assert metrics(words)["misaligned"]["grouped_one_wish"] == 1
 
 
 class Lettered(tiny_pocket.TinyModel):
