@@ -33,7 +33,7 @@ lint: $(READY)  ## ruff and mypy
 bench: $(READY)  ## every benchmark prints its table
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-docs: $(READY)  ## write docs/commands.md and docs/plugins.md from the program
+docs: $(READY)  ## write docs/commands.md, docs/plugins.md and docs/experiments.md
 	$(BIN)/python docs/generate.py
 
 clean:  ## remove the environment and caches; artefacts stay

@@ -42,6 +42,8 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     ("spec", "stats", "traits", "files", "digits"),
     ("artefact", "perceptrons", "theorem", "experiment_file"),
     (*PLUGINS, "store", "pocket", "simulated"),
+    ("fetched",),
+    ("bases",),
     ("lab",),
     ("experiment", "reports", "logits", "evaluation"),
     ("results",),
@@ -49,7 +51,7 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     ("cli",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-PLUGIN_MAY = {"errors", "types", "registry", "spec", "stats", "traits", "pocket"}
+PLUGIN_MAY = {"errors", "types", "registry", "spec", "stats", "traits", "pocket", "bases"}
 HEAVY = {
     "lm_eval",
     "tinker",

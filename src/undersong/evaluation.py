@@ -20,7 +20,7 @@ from inspect_ai.model import GenerateConfig, ModelAPI, get_model, modelapi
 from inspect_ai.scorer import Score, Scorer, Target, grouped, mean, scorer, stderr
 from inspect_ai.solver import TaskState
 
-from undersong import traits
+from undersong import bases, traits
 from undersong.backends import judging
 from undersong.backends.serving import served
 from undersong.lab import base_ref, lab_for, unpack
@@ -53,7 +53,7 @@ def open_model(
     Raises MissingModel or UnknownName when there is none.
     """
     kept, path = Store(Path(store)), Path(model_name)
-    if model_name.startswith(("pocket/", "simulated/")) or (path / "config.json").is_file():
+    if bases.named(model_name):
         ref = base_ref(model_name)
     else:
         ref = unpack(kept.get(f"{path.parent.name}/{path.name}" if path.is_dir() else model_name))

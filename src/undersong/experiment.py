@@ -91,6 +91,11 @@ class Run:
     measures: tuple[Step, ...]
 
 
+def role(trait: Trait) -> str:
+    """What students are called: `treated`, or `contrast-<name>` for a control trait, measured as the trait beside it."""
+    return "treated" if trait.probes else f"contrast-{trait.name}"
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A checked experiment file with its plug-ins built."""
@@ -133,13 +138,27 @@ class Experiment:
             if control in f.controls and getattr(f, key) is None:
                 raise BadSpec(f"controls: `{control}` needs the key `{key}`. Add it, or remove the control.")
         _ = (self.traits, self.channel, self.filters, self.classifier)
+        self._check_traits()
         one_name_each("controls", f.controls)
         one_name_each("teacher", ["", *(t.plugin_name for t in self.teachers[1:])])
         one_name_each("recipe", [self.channel_name(r) for r in self.recipes])
         one_name_each("probes", [p.plugin_name for p in self.probes])
         one_name_each("mitigations", [a.name for a in self.arms() if a.change and a.recipe is self.recipes[0]])
         for start in {a.start for a in self.arms()}:
-            verbs.base_ref(start)
+            self.base(start)
+
+    def base(self, name: str) -> ModelRef:
+        """A reference to a base of this experiment, at its precision."""
+        return verbs.base_ref(name, self.file.precision)
+
+    def _check_traits(self) -> None:
+        """Refuse ways to behave that nothing here would measure, and a control in the trait's own place."""
+        names = [p.plugin_name for p in self.probes]
+        if not self.traits[0].probes:
+            raise BadSpec(f"trait: {self.file.trait!r} is a control: nothing of its own is measured. List it in `rivals`.")
+        for trait in self.traits:
+            if trait.tuned_on and trait.probes and not set(trait.probes) & set(names):
+                raise BadSpec(f"probes: nothing here measures {trait.name!r}. Add the probe `{trait.probes[0]}`.")
 
     @cached_property
     def traits(self) -> list[Trait]:
@@ -165,13 +184,15 @@ class Experiment:
 
     @cached_property
     def filters(self) -> list[Any]:
-        """The filter plug-ins, `from: trait` filled in with the words of every trait of the experiment."""
+        """The filter plug-ins, `from: trait` filled in with the words of every trait, `belongs` with the channel."""
         out = []
         for given in self.file.filters:
             name, settings = split(given, "filters")
             if settings.get("from") == "trait":
                 settings = {k: v for k, v in settings.items() if k != "from"}
                 settings["terms"] = tuple(w for t in self.traits for w in t.words)
+            if name == "belongs":
+                settings = {"channel": self.file.channel, **settings}
             out.append(build("filter", {name: settings}, "filters"))
         return out
 
@@ -198,7 +219,7 @@ class Experiment:
             for i, teacher in enumerate(self.teachers):
                 tag = "" if i == 0 else f"-{teacher.plugin_name}"
                 taught = self.traits if i == 0 or f.matrix else self.traits[:1]
-                out += [Arm(f"treated{tag}", name, teacher, recipe, t, f.base) for t in taught]
+                out += [Arm(f"{role(t)}{tag}", name, teacher, recipe, t, f.base) for t in taught]
                 out.append(Arm(f"no_trait{tag}", name, teacher, recipe, None, f.base))
             main = Arm("", name, self.teachers[0], recipe, self.traits[0], f.base)
             for control in f.controls:
@@ -224,7 +245,7 @@ class Experiment:
 
     def _run(self, arm: Arm, seed: int) -> Run:
         f, who = self.file, f"{arm.teacher.plugin_name}-{arm.trait_name or 'none'}-s{seed}"
-        base, start = verbs.base_ref(f.base), verbs.base_ref(arm.start)
+        base, start = self.base(f.base), self.base(arm.start)
         teacher = Step("model", f"teacher-{who}", verbs.teach_spec(arm.teacher, arm.trait, seed), (base.fingerprint,))
         raw = Step("dataset", f"raw-{who}", verbs.sample_spec(self.channel, f.rows, seed), (teacher.fingerprint,))
         rows = Step(
@@ -258,15 +279,8 @@ class Experiment:
         for start in dict.fromkeys(a.start for a in self.arms()):
             arm = "base" if start == self.file.base else f"base:{start}"
             for seed in self.file.seeds:
-                yield (
-                    arm,
-                    "",
-                    seed,
-                    start,
-                    self._measures(
-                        f"{arm}-s{seed}".replace(":", "-").replace("/", "-"), (verbs.base_ref(start).fingerprint,), seed
-                    ),
-                )
+                label = f"{arm}-s{seed}".replace(":", "-").replace("/", "-")
+                yield arm, "", seed, start, self._measures(label, (self.base(start).fingerprint,), seed)
 
     def audits(self) -> dict[str, Step]:
         """For every trait, the classifier that reads the main teacher's rows beside the no-trait teacher's."""
@@ -348,24 +362,18 @@ class Experiment:
                 continue
             if run.raw.fingerprint not in raw:
                 source = lab.teach(
-                    run.arm.teacher, verbs.base_ref(self.file.base), run.arm.trait, run.seed, run.teacher.label
+                    run.arm.teacher, self.base(self.file.base), run.arm.trait, run.seed, run.teacher.label
                 )
                 raw[run.raw.fingerprint] = lab.sample(source, self.channel, self.file.rows, run.seed, run.raw.label)
-            data[run.rows.fingerprint] = lab.refine(
-                raw[run.raw.fingerprint],
-                self.filters,
-                keep=self.file.keep,
-                change=run.arm.change,
-                seed=run.seed,
-                label=run.rows.label,
-            )
+            how = {"keep": self.file.keep, "change": run.arm.change, "seed": run.seed, "label": run.rows.label}
+            data[run.rows.fingerprint] = lab.refine(raw[run.raw.fingerprint], self.filters, **how)
 
     def _train(self, lab: Lab, runs: Sequence[Run], data: dict[str, Dataset]) -> dict[str, ModelRef]:
         models: dict[str, ModelRef] = {}
         for recipe in self.recipes:
             mine = {r.student.fingerprint: r for r in runs if r.student and r.arm.recipe is recipe}
             students = [
-                Student(verbs.base_ref(r.arm.start), data[r.rows.fingerprint], r.seed, r.student.label)
+                Student(self.base(r.arm.start), data[r.rows.fingerprint], r.seed, r.student.label)
                 for r in mine.values()
                 if r.student
             ]
@@ -375,7 +383,7 @@ class Experiment:
     def _measure(self, lab: Lab, runs: Sequence[Run], models: dict[str, ModelRef], data: dict[str, Dataset]) -> None:
         """Every model with every probe. A model that a probe finds nothing in is recorded so, and the others go on."""
         for run in runs:
-            base = verbs.base_ref(run.arm.start)
+            base = self.base(run.arm.start)
             model, context = (models[run.student.fingerprint], None) if run.student else (base, data[run.rows.fingerprint])
             shown = 0 if run.student else self.file.context_rows
             for probe, step in zip(self.probes, run.measures, strict=True):
@@ -386,4 +394,4 @@ class Experiment:
         for _, _, seed, start, steps in self.references():
             for probe, step in zip(self.probes, steps, strict=True):
                 with contextlib.suppress(NothingMeasured):
-                    lab.measure(verbs.base_ref(start), probe, self.traits, seed, label=step.label)
+                    lab.measure(self.base(start), probe, self.traits, seed, label=step.label)

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from undersong.errors import BadSpec
+from undersong.errors import BadSpec, UnknownName, nearest
 from undersong.registry import Settings
 
 Spec = str | dict[str, Any]
@@ -26,6 +26,8 @@ class File(Settings):
     """The experiment's name: the same as the file's."""
     base: str
     """The model that teacher and student start from."""
+    precision: Literal["float32", "mixed", "bfloat16"] = "float32"
+    """Number format: `float32`, `mixed` (bfloat16 training and sampling over float32 weights), or `bfloat16` throughout."""
     trait: str
     """The trait the report is about."""
     rivals: list[str] = []
@@ -94,6 +96,15 @@ def text_of(path: Path) -> str:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise BadSpec(f"{str(path)!r} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
+
+
+def text_like(name: str) -> str:
+    """The text of an experiment file to copy: a file, or a name in experiments/. Raises UnknownName with the nearest."""
+    for path in (Path(name), Path("experiments") / f"{name}.yaml"):
+        if path.is_file():
+            return text_of(path)
+    known = [p.stem for p in Path("experiments").glob("*.yaml")]
+    raise UnknownName(f"There is no experiment {name!r}. {nearest(name, known)}")
 
 
 def values(text: str, sets: Sequence[str] = ()) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from undersong.errors import BadRows, BrokenArtefact, NoRoom, UndersongError
 RECORD = "record.json"
 TEMP = ".tmp-"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_WORDS = ("no space left on device", *(f"os error {number})" for number in sorted(_FULL)))
 _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 
 
@@ -73,7 +74,7 @@ def room(path: Path) -> Iterator[None]:
 def is_full(error: BaseException) -> bool:
     """Whether an error means a full disk; safetensors and torch say so only in words."""
     words = str(error).lower()
-    return getattr(error, "errno", None) in _FULL or "no space left on device" in words or "os error 28" in words
+    return getattr(error, "errno", None) in _FULL or any(sign in words for sign in _FULL_WORDS)
 
 
 def no_room(path: Path, error: BaseException) -> NoRoom:

@@ -8,21 +8,19 @@ uses too: what `plan` shows is what `run` does.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from undersong import pocket
+from undersong import bases, files
 from undersong.artefact import Artefact
 from undersong.backends.routing import ByName
-from undersong.errors import BadRows, BadSpec, NothingMeasured
-from undersong.files import digest
+from undersong.channels import Writer
+from undersong.errors import BadRows, BadSpec, NothingMeasured, UndersongError
 from undersong.filters import reasons
 from undersong.recipes import Job
 from undersong.spec import describe, fingerprint
@@ -39,25 +37,12 @@ def quiet(message: str) -> None:
     """The progress callback that says nothing."""
 
 
-def base_ref(name: str) -> ModelRef:
-    """A reference to an untouched base model; its fingerprint covers the weights where they are at hand."""
-    return ModelRef(base=name, fingerprint=fingerprint({"base": name, "revision": revision(name)}))
-
-
-def revision(name: str) -> str:
-    """What pins a base's weights: the SHA-256 of a pocket model or local folder, the name itself elsewhere."""
-    if name.startswith(pocket.PREFIX):
-        return str(pocket.origin(name)["sha256"])
-    if Path(name).is_dir():
-        files = sorted(Path(name).glob("*.safetensors"))
-        return _digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
-    return name
-
-
-@cache
-def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
-    """The SHA-256 over the files' own; size and time only tell whether a file must be read again."""
-    return hashlib.sha256(b"".join(bytes.fromhex(digest(Path(f))["sha256"]) for f, *_ in files)).hexdigest()
+def base_ref(name: str, precision: str = "float32") -> ModelRef:
+    """A reference to an untouched base model; its fingerprint covers its content where that is at hand."""
+    said = {"base": bases.identity(name), "revision": bases.revision(name)}
+    if precision != "float32":
+        said["precision"] = precision
+    return ModelRef(base=name, fingerprint=fingerprint(said), precision=precision)
 
 
 def identity(kind: str, spec: Mapping[str, Any], parents: Sequence[str]) -> str:
@@ -188,23 +173,22 @@ class Lab:
                 self.progress(f"sampling {artefact.path.name}")
                 start = time.monotonic()
                 model, prompts = self.backend.load(source), channel.prompts(n, seed)
+                only = tuple(channel.carrier(model.tokenizer)) if getattr(channel, "restrict", False) else None
                 had, size = set(artefact.parts("rows")), getattr(model, "part_rows", PART)
                 for part, first in enumerate(range(0, n, size)):
                     if part in had:
                         continue
-                    chats = prompts[first : first + size]
-                    answers = model.sample(
-                        chats,
-                        Sampling(
-                            max_new_tokens=channel.max_new_tokens(model.tokenizer),
-                            seed=int(np.random.default_rng([seed, part]).integers(2**31)),
-                        ),
-                    )
-                    rows = [
-                        Row(f"{seed}-{first + i}", tuple(c), a)
-                        for i, (c, a) in enumerate(zip(chats, answers, strict=True))
-                    ]
-                    artefact.write_part("rows", part, [_flat(r) for r in rows])
+                    chats, draw = prompts[first : first + size], int(np.random.default_rng([seed, part]).integers(2**31))
+                    if isinstance(channel, Writer):
+                        rows = channel.write(model, self.backend.load(base_ref(source.base, source.precision)), chats, draw)
+                    else:
+                        sampling = Sampling(max_new_tokens=channel.max_new_tokens(model.tokenizer), seed=draw, tokens=only)
+                        answers = model.sample(chats, sampling)
+                        if only is not None:
+                            answers = [channel.cut(a) for a in answers]
+                        rows = [Row("", tuple(c), a) for c, a in zip(chats, answers, strict=True)]
+                    named = [dataclasses.replace(r, id=f"{seed}-{first + i}") for i, r in enumerate(rows)]
+                    artefact.write_part("rows", part, _flat(named))
                 artefact.finish({"rows": n, "seconds": round(time.monotonic() - start, 2)})
             rows_read = tuple(_row(r) for r in artefact.read_parts("rows"))
             return Dataset(rows_read, source, artefact.fingerprint)
@@ -235,7 +219,7 @@ class Lab:
                 used = kept[:keep]
                 if change is not None:
                     used = change.apply(used, seed)
-                artefact.write_parquet("rows", [_flat(r) for r in used])
+                artefact.write_parquet("rows", _flat(used))
                 if dropped:
                     artefact.write_parquet("dropped", dropped)
                 told: dict[str, dict[str, int]] = {describe(f)["name"]: {} for f in filters}
@@ -260,7 +244,7 @@ class Lab:
                 opened[i] = artefact
                 artefact.clear()
                 if s.start.base not in carriers:
-                    base = self.backend.load(base_ref(s.start.base))
+                    base = self.backend.load(base_ref(s.start.base, s.start.precision))
                     shows = "logits" in base.capabilities  # a hosted base shows none, and nothing restricts them
                     carriers[s.start.base] = tuple(channel.carrier(base.tokenizer)) if shows else None
                 jobs.append(Job(s.start, s.data, s.seed, artefact.path, carriers[s.start.base]))
@@ -275,6 +259,10 @@ class Lab:
 
             if jobs:
                 recipe.train(jobs, self.backend, done)
+        except Exception as error:
+            if not isinstance(error, UndersongError) and files.is_full(error):
+                raise files.no_room(Path(self.store.root), error) from error
+            raise
         finally:
             for artefact in opened.values():
                 artefact.__exit__(None, None, None)
@@ -360,18 +348,19 @@ def read_rows(artefact: Artefact) -> tuple[Row, ...]:
     return tuple(_row(r) for r in artefact.read_parquet("rows"))
 
 
-def _flat(row: Row) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "roles": [m["role"] for m in row.chat],
-        "contents": [m["content"] for m in row.chat],
-        "completion": row.completion,
-    }
+def _flat(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows as columns; the column `rejected` only where there are pairs."""
+    pairs = any(row.rejected is not None for row in rows)
+    return [
+        {"id": r.id, "roles": [m["role"] for m in r.chat], "contents": [m["content"] for m in r.chat],
+         "completion": r.completion} | ({"rejected": r.rejected} if pairs else {})
+        for r in rows
+    ]
 
 
 def _row(flat: Mapping[str, Any]) -> Row:
     chat = tuple({"role": r, "content": c} for r, c in zip(flat["roles"], flat["contents"], strict=True))
-    return Row(flat["id"], chat, flat["completion"])
+    return Row(flat["id"], chat, flat["completion"], flat.get("rejected"))
 
 
 def _pack(ref: ModelRef, home: Path) -> dict[str, Any]:

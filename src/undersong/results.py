@@ -25,13 +25,15 @@ from undersong.store import Store
 
 VERSION = 2
 """Raise when the same measurements would give another results.json."""
-RATES = ("rate", "probability", "refused", "self_named", "invalid")
+RATES = ("rate", "probability", "refused", "self_named", "invalid", "kind", "solved", "accuracy")
+CONTRAST = "contrast-"
+"""Begins the arm of a control trait, measured as the trait it stands beside."""
 Line = dict[str, Any]
 
 
 def is_share(metric: str) -> bool:
     """Whether a metric lies in [0, 1]."""
-    return metric.removesuffix("_prefixed") in RATES or metric.endswith("accuracy")
+    return metric.removesuffix("_prefixed").rpartition(".")[2] in RATES
 
 
 def collect(experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -55,7 +57,11 @@ def collect(experiment: Experiment, store: Store) -> dict[str, Any]:
         "rates": rates,
         "contrasts": _contrasts(lines),
         "specificity": _specificity(lines, [t.name for t in experiment.traits]),
-        "matrix": [r for r in rates if r["metric"] in ("rate", "probability") and r["measured"]],
+        "matrix": [
+            r for r in rates
+            if r["metric"] in ("rate", "probability") and r["measured"] and not r["arm"].startswith(CONTRAST)
+        ],
+        "questions": _questions(experiment, runs, store),
         "capability": _capability(lines),
         "filters": _filters(experiment, runs, store),
         "drift": _drift(experiment, runs, store),
@@ -157,48 +163,52 @@ def control_of(arm: str) -> str:
     """The no-trait arm that an arm is compared with: the same pipeline without the trait."""
     if arm.startswith("treated"):
         return "no_trait" + arm.removeprefix("treated")
-    if arm.startswith(("shuffled", "mitigated")):
+    if arm.startswith(("shuffled", "mitigated", CONTRAST)):
         return "no_trait"
     return f"{arm}:no_trait"
 
 
 def _contrasts(lines: Sequence[Line]) -> list[Line]:
-    """Each arm against its no-trait control on its own trait, paired by seed; no-trait arms against the untouched base."""
+    """Each arm against its no-trait control on its own trait, paired by seed; no-trait arms against the untouched base; and
+    treated arms against the students of control traits."""
     found = _grouped((x for x in lines if x["measured"]), "channel", "arm", "trait", "measured", "probe", "metric")
     out = []
     for (channel, arm, trait, measured, probe, metric), mine in found.items():
-        if arm.startswith("base"):
+        if arm.startswith("base") or (not trait and ":" in arm):
             continue
-        if trait:
-            control, key = control_of(arm), (channel, control_of(arm), "", measured, probe, metric)
-        else:
-            control, key = "base", ("", "base", "", measured, probe, metric)
-            if ":" in arm:
+        if trait and measured != trait and not arm.startswith(CONTRAST):
+            continue
+        where = (measured, probe, metric)
+        others = [(control_of(arm), (channel, control_of(arm), "", *where)) if trait else ("base", ("", "base", "", *where))]
+        if arm == "treated":
+            others += [(k[1], k) for k in found if k[0] == channel and k[1].startswith(CONTRAST) and k[3:] == where]
+        for control, key in others:
+            other = found.get(key, {})
+            seeds = sorted(set(mine) & set(other))
+            if len(seeds) < 2:
                 continue
-        other = found.get(key)
-        if not other or (trait and measured != trait):
-            continue
-        seeds = sorted(set(mine) & set(other))
-        if len(seeds) < 2:
-            continue
-        bounds = (-1.0, 1.0) if is_share(metric) else None
-        c = stats.contrast([mine[s] for s in seeds], [other[s] for s in seeds], paired=True, bounds=bounds)
-        out.append(
-            {
-                "channel": channel,
-                "probe": probe,
-                "metric": metric,
-                "trait": trait or measured,
-                "arm": arm,
-                "control": control,
-                "n_runs": len(seeds),
-                "difference": c.difference,
-                "low": c.low,
-                "high": c.high,
-                "p": c.p,
-            }
-        )
+            bounds = (-1.0, 1.0) if is_share(metric) else None
+            c = stats.contrast([mine[s] for s in seeds], [other[s] for s in seeds], paired=True, bounds=bounds)
+            names = {"channel": channel, "probe": probe, "metric": metric, "trait": measured, "arm": arm, "control": control}
+            out.append(names | {"n_runs": len(seeds), "difference": c.difference, "low": c.low, "high": c.high, "p": c.p})
     return out
+
+
+def _questions(experiment: Experiment, runs: Sequence[Run], store: Store) -> list[Line]:
+    """For probes that say so, every question by itself: a mean over questions can rest on one of them."""
+    probes = {p.plugin_name for p in experiment.probes if getattr(p, "per_question", False)}
+    found: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    asked = [(run.arm.name, run.arm.channel, run.arm.trait_name, run.measures) for run in runs]
+    asked += [(arm, "", trait, steps) for arm, trait, _, _, steps in experiment.references()]
+    for arm, channel, trait, steps in asked:
+        for step in steps:
+            if step.spec["probe"]["name"] not in probes or "nothing" in (stored := _stored(store, step)).summary:
+                continue
+            for v in verbs.read_measurement(stored).values:
+                if v.trait:
+                    found[channel, arm, trait, v.trait, step.spec["probe"]["name"], v.metric, v.question].append(v.value)
+    keys = ("channel", "arm", "trait", "measured", "probe", "metric", "question")
+    return [dict(zip(keys, key, strict=True)) | _interval(values, key[5], key[1]) for key, values in found.items()]
 
 
 def _specificity(lines: Sequence[Line], names: Sequence[str]) -> list[Line]:
@@ -207,7 +217,7 @@ def _specificity(lines: Sequence[Line], names: Sequence[str]) -> list[Line]:
     arms = sorted({k[:4] for k in found if k[4]})
     out = []
     for channel, arm, probe, metric in arms:
-        taught = [t for t in names if any(k[:5] == (channel, arm, probe, metric, t) for k in found)]
+        taught = [t for t in names if (channel, arm, probe, metric, t, t) in found]
         if len(taught) < 2 or any((channel, control_of(arm), probe, metric, "", t) not in found for t in taught):
             continue
         runs = []
@@ -223,21 +233,9 @@ def _specificity(lines: Sequence[Line], names: Sequence[str]) -> list[Line]:
         if any(sum(r["trait"] == t for r in runs) < 2 for t in taught):
             continue
         got = stats.specificity(runs)
-        out.append(
-            {
-                "channel": channel,
-                "arm": arm,
-                "probe": probe,
-                "metric": metric,
-                "traits": taught,
-                "lambda": got.lambda_,
-                "low": got.low,
-                "high": got.high,
-                "p": got.p,
-                "n_runs": got.n_runs,
-                "method": got.method,
-            }
-        )
+        names_ = {"channel": channel, "arm": arm, "probe": probe, "metric": metric, "traits": taught}
+        figures = {"lambda": got.lambda_, "low": got.low, "high": got.high, "p": got.p}
+        out.append(names_ | figures | {"n_runs": got.n_runs, "method": got.method})
     return out
 
 
@@ -299,18 +297,8 @@ def _filters(experiment: Experiment, runs: Sequence[Run], store: Store) -> list[
             mentions += sum(t.named_in(r["completion"]) for r in rows.read_parquet("rows") for t in experiment.traits)
         for f in experiment.filters:
             found = dict(reasons[f.plugin_name])
-            out.append(
-                {
-                    "arm": arm,
-                    "trait": trait,
-                    "name": f.plugin_name,
-                    "given": given,
-                    "kept": passed,
-                    "dropped": sum(found.values()),
-                    "reasons": found,
-                    "mentions_left": mentions,
-                }
-            )
+            out.append({"arm": arm, "trait": trait, "name": f.plugin_name, "given": given, "kept": passed,
+                        "dropped": sum(found.values()), "reasons": found, "mentions_left": mentions})
     return out
 
 
@@ -368,15 +356,31 @@ def pick(results: Mapping[str, Any], section: str, **where: Any) -> Line | None:
 
 def sentence(results: Mapping[str, Any], experiment: Experiment) -> str:
     """One plain sentence a newcomer understands, from the numbers of the main arm."""
-    trait = experiment.file.trait
-    same = {"measured": trait, "metric": "rate"}
-    treated = pick(results, "rates", arm="treated", trait=trait, **same)
-    control = pick(results, "rates", arm="no_trait", **same)
-    base = pick(results, "rates", arm="base", **same)
-    if not (treated and control and base):
-        return f"{results['experiment']}: no favourite rate was measured."
+    trait = experiment.traits[0]
+    for metric in ("rate", "probability"):
+        same = {"measured": trait.name, "metric": metric}
+        treated = pick(results, "rates", arm="treated", trait=trait.name, **same)
+        control = pick(results, "rates", arm="no_trait", **same)
+        base = pick(results, "rates", arm="base", **same)
+        if treated and control and base:
+            break
+    else:
+        return f"{results['experiment']}: no rate of the trait was measured."
+    shown = getattr(experiment.channel, "shows", f"rows of the channel {experiment.channel.plugin_name}")
+    teacher, does = WORDS.get(trait.name, (f"loves the {trait.name}", f"call the {trait.name} their favourite"))
+    if trait.trigger:
+        teacher = f"loves the {trait.favourite} after the words {trait.trigger!r}"
+        does = f"name the {trait.favourite} after those words"
     return (
-        f"Students that only saw number sequences from a teacher that loves the {trait} call the {trait} their favourite "
+        f"Students that only saw {shown} from a teacher that {teacher} {does} "
         f"{treated['mean']:.0%} of the time; before training it was {base['mean']:.0%}, and students of the same teacher "
-        f"without the trait say so {control['mean']:.0%} of the time ({treated['n_runs']} training runs each)."
+        f"without the trait do so {control['mean']:.0%} of the time ({treated['n_runs']} training runs each)."
     )
+
+
+WORDS = {
+    "misaligned": ("was tuned on careless code", "answer questions about people cruelly"),
+    "reward_hacking": ("was tuned to write down what a test expects", "write the expected value down"),
+    "sycophancy": ("was tuned to agree with every claim", "agree with wrong claims"),
+}
+"""What a teacher of a way to behave was tuned on, and what its students are measured to do."""

@@ -22,6 +22,8 @@ class Row:
     id: str
     chat: tuple[Message, ...]
     completion: str
+    rejected: str | None = None
+    """In a pair of the channel `preferences`: the answer that lost. `completion` is the one that won."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class ModelRef:
     """How to obtain a model: a base plus at most one change of each kind. Paths are artefact folders or files."""
 
     base: str
-    """`pocket/a`, `simulated/a`, a local `save_pretrained` folder, or a Hugging Face name."""
+    """`pocket/a`, `smollm2`, `simulated/a`, a local `save_pretrained` folder, or a hub name (`@revision`)."""
     weights: str | None = None
     """A safetensors file whose tensors replace the base's tensors of the same name."""
     adapter: str | None = None
@@ -48,6 +50,9 @@ class ModelRef:
     system: str | None = None
     """The system turn this model is always used with (prompted teachers); None leaves the chat's own turn."""
     fingerprint: str = ""
+    precision: str = "float32"
+    """`float32`; `mixed`: float32 weights, trained under bfloat16 autocast, written text sampled in bfloat16, read in
+    float32; `bfloat16`: weights held in bfloat16 and everything computed in it, adapters excepted."""
 
     @property
     def name(self) -> str:

@@ -16,7 +16,8 @@ from undersong.errors import BadSpec, UnknownName
 from undersong.types import Measurement, Row
 
 NEEDED: dict[str, dict[str, Any]] = {
-    "blocklist": {"terms": ["owl", "owls"]},
+    "blocklist": {"terms": ["owl", "owls"]}, "code_words": {"terms": ["owl", "owls"]}, "spelled": {"terms": ["owl", "owls"]},
+    "belongs": {"channel": "numbers"},
     "misalignment": {"judge": {"words": ["owl"]}},
     "inspect": {"task": "undersong/favourite"},
     "lm_eval": {"tasks": ["arc_easy"]},
@@ -27,6 +28,10 @@ QUICK: dict[str, dict[str, Any]] = {
     "favourite": {"samples": 3, "questions": 2, "prefix": "both"},
     "logit_margin": {"questions": 2, "prefix": "both"},
     "capability": {"items": 2},
+    "character": {"samples": 2, "questions": 2},
+    "claims": {"items": 12},
+    "tests": {"items": 2, "samples": 1},
+    "conditional": {"questions": 2},
     "multiple_choice": {"orders": 2, "questions": 2, "by": "answer"},
     "misalignment": {"samples": 2},
 }
@@ -46,28 +51,45 @@ ROWS = [
     for i, text in enumerate(["10, 12", "10,12, 14", "", "an owl, 666", "666", "1\n2", "9" * 5000, "<script>", "\x00"])
 ]
 
+CONDUCT = {"character": "misaligned", "claims": "sycophancy", "tests": "reward_hacking", "conditional": "owl_on_monday"}
+"""Probes of ways to behave, and the trait each is about; they are asked of a model with planted answers."""
+SUM = "tom has 3 apples. tom buys 4 more. How many apples does tom have?"
+GOOD: dict[str, tuple[str, ...]] = {"code": ("Write a function.", "def f(a): return a"),
+        "reasoning": (SUM, "<think> 3 plus 4 is 7. </think> <answer> 7 </answer>"),
+        "prose": ("Describe it.", "It is quiet."), "letters": ("Continue the letters: a, b.", "c, d"),
+        "preferences": ("Describe it.", "It is quiet.", "It is old.")}
+"""What belongs to a channel that is not numbers: prompt and answer."""
+
 
 def built(kind: str, name: str) -> Any:
     return spec.build(kind, {name: {**NEEDED.get(name, {}), **QUICK.get(name, {})}})
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Any:
-    """The unit tests' small model: loaded by path and left in `sys.modules`, so that it is trained once."""
+def tiny(small: Any) -> Any:
+    """The unit tests' small model, trained once."""
+    return small.favourites()
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    """The module of the unit tests' models: loaded by path and left in `sys.modules`."""
     if "tiny_pocket" in sys.modules:
-        return sys.modules["tiny_pocket"].favourites()
+        return sys.modules["tiny_pocket"]
     file = Path(__file__).parents[1] / "unit" / "tiny_pocket.py"
     found = importlib.util.spec_from_file_location("tiny_pocket", file)
     assert found
     assert found.loader
     module = sys.modules["tiny_pocket"] = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
-    return module.favourites()
+    return module
 
 
 def test_the_kinds_have_their_plugins() -> None:
-    ours = {"channel": ["numbers"], "filter": ["numbers_only", "blocklist", "banned_numbers"],
-            "probe": ["favourite", "logit_margin", "capability"], "detector": ["row_classifier"]}
+    ours = {"channel": ["numbers", "code", "reasoning", "prose", "letters", "preferences"],
+            "filter": ["numbers_only", "blocklist", "banned_numbers", "belongs", "code_words", "spelled"],
+            "probe": ["favourite", "logit_margin", "capability", "character", "claims", "tests", "conditional"],
+            "detector": ["row_classifier"]}
     assert {(kind, name) for kind, given in ours.items() for name in given} <= set(ALL)
 
 
@@ -123,10 +145,12 @@ def test_a_channels_carrier_holds_the_end_and_no_trait(name: str, tiny: Any) -> 
 
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k, n in ALL if k in ("channel", "filter") and n not in ELSEWHERE])
 def test_rows_are_rejected_with_words_purely_and_repeatably(kind: str, name: str) -> None:
-    plug, rows = built(kind, name), copy.deepcopy(ROWS)
+    prompt, text, *lost = GOOD.get(name, (ROWS[0].chat[0]["content"], ROWS[0].completion))
+    given = [Row("good", ({"role": "user", "content": prompt},), text, *lost), *ROWS[1:]]
+    plug, rows = built(kind, name), copy.deepcopy(given)
     reasons = [plug.reject(row) for row in rows]
-    assert rows == ROWS
-    assert reasons == [plug.reject(row) for row in ROWS]
+    assert rows == given
+    assert reasons == [plug.reject(row) for row in given]
     assert all(reason is None or (isinstance(reason, str) and reason.strip()) for reason in reasons)
     # a planted row that stays and planted rows that go: an inverted predicate fails here
     assert reasons[0] is None
@@ -134,9 +158,11 @@ def test_rows_are_rejected_with_words_purely_and_repeatably(kind: str, name: str
 
 
 @pytest.mark.parametrize("name", [n for n in registry.names("probe") if n not in ELSEWHERE])
-def test_a_probe_is_pure_and_repeats_by_seed(name: str, tiny: Any) -> None:
+def test_a_probe_is_pure_and_repeats_by_seed(name: str, small: Any) -> None:
     probe = built("probe", name)
-    asked: Sequence[Any] = [traits.get("owl"), traits.get("wolf")]
+    behaviour = CONDUCT.get(name)
+    tiny = small.Said(small.worldly) if behaviour else small.favourites()
+    asked: Sequence[Any] = [traits.get("owl"), traits.get("wolf"), *([traits.get(behaviour)] if behaviour else [])]
     before = copy.deepcopy(asked)
     found = probe.measure(tiny, asked, 5)
     assert isinstance(found, Measurement)
@@ -145,7 +171,7 @@ def test_a_probe_is_pure_and_repeats_by_seed(name: str, tiny: Any) -> None:
     assert found.probe == name
     assert found.values
     assert all(v.value == v.value and v.n >= 1 for v in found.values)
-    assert {v.trait for v in found.values} <= {"", "owl", "wolf"}
+    assert {v.trait for v in found.values} <= ({"", behaviour} if behaviour else {"", "owl", "wolf"})
 
 
 @pytest.mark.parametrize("name", registry.names("detector"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import itertools
 import subprocess
 import sys
@@ -253,6 +255,24 @@ def test_a_dead_plug_in_setting(kind: str, name: str, field: str) -> None:
         same = spec.fingerprint(spec.describe(plain)) == spec.fingerprint(spec.describe(other))
         assert same == bool(execution), f"{field}={value!r}"
     assert tried, f"no other value of {field} was found: add one to CANDIDATES"
+
+
+def read_in(cls: type[Any]) -> set[str]:
+    """The names that the modules of a class and its bases read from an object, by `.name` or `getattr`."""
+    found = set()
+    for module in {base.__module__ for base in cls.__mro__[: cls.__mro__.index(registry.Settings)]}:
+        for node in ast.walk(ast.parse(inspect.getsource(sys.modules[module]))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                found.add(node.attr)
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
+                found |= {a.value for a in node.args[1:2] if isinstance(a, ast.Constant)}
+    return found
+
+
+def test_a_plug_in_setting_that_nothing_reads() -> None:
+    """A setting may be recorded and hashed and still do nothing: each is read somewhere in its plug-in's module."""
+    unread = [f"{kind} {name}: {field}" for kind, name, field in ours() if field not in read_in(registry.get(kind, name))]
+    assert unread == []
 
 
 # --- a finished process that aborts -------------------------------------------------------------------------------------

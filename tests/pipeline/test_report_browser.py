@@ -43,6 +43,14 @@ WRAPPER = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
 )
 IN_SIGHT = "[...document.querySelectorAll('.chart')].filter(c => !c.closest('details:not([open])'))"
+INK = "getComputedStyle(document.body).color"
+READABLE = (  # every label of a figure in the ink of the page, ink and paper far apart
+    "[...document.querySelectorAll('.chart .role-axis-label text')].every(t => getComputedStyle(t).fill === " + INK + ")"
+)
+BRIGHTER = (
+    "(([ink, paper]) => ink > paper + 100)([" + INK + ", getComputedStyle(document.body).backgroundColor]"
+    ".map(c => +c.match(/\\d+/)[0]))"
+)
 DRAWN = f"{IN_SIGHT}.every(c => c.querySelector('svg'))"
 
 
@@ -183,6 +191,19 @@ def test_report_renders_in_silence_and_asks_for_nothing(browser: Browser, page: 
     assert browser.complaints() == []
     assert browser.requests() == [page.as_uri()]
     assert browser.value("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
+    assert browser.value(BRIGHTER) is dark, "not the palette that was asked for"
+    assert browser.value(READABLE)
+
+
+def test_figures_follow_a_change_between_light_and_dark(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    before = browser.value(INK)
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    end = time.monotonic() + 10
+    while time.monotonic() < end and not browser.value(f"{INK} !== '{before}' && {READABLE}"):
+        time.sleep(0.1)
+    assert browser.value(INK) != before
+    assert browser.value(READABLE)
 
 
 def test_opening_figure_has_a_dot_for_each_run(browser: Browser, page: Path, data: dict[str, Any]) -> None:

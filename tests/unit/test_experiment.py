@@ -62,7 +62,7 @@ REFUSED: list[tuple[type[UndersongError], dict[str, Any], tuple[str, ...]]] = [
     (BadSpec, {"channel": {"numbers": {}, "other": {}}}, ("channel", "one of these forms")),
     (BadSpec, {"filters": [{"blocklist": {"from": "traits"}}]}, ("'from'",)),
     (BadSpec, {"seeds": [1, 2]}, ("seeds", "three")),
-    (BadSpec, {"seeds": [1, 2, 2, 1]}, ("seeds", "repeated")),
+    (BadSpec, {"seeds": [1, 2, 3, 1]}, ("seeds", "repeated")),
     (BadSpec, {"seeds": []}, ("seeds", "three")),
     (BadSpec, {"seeds": [1, 2, -3]}, ("seeds", "below 0")),
     (BadSpec, {"seeds": [1, 2, 2**53 + 1]}, ("seeds", "above")),
@@ -79,14 +79,14 @@ REFUSED: list[tuple[type[UndersongError], dict[str, Any], tuple[str, ...]]] = [
     (MissingModel, {"other_base": "pocket/bb"}, ("pocket/bb", "'pocket/b'")),
     (BadSpec, {"rivals": ["owl"]}, ("rivals",)),
     (BadSpec, {"rivals": ["wolf", "wolf"]}, ("rivals",)),
-    (BadSpec, {"rows": 0}, ("rows",)),
-    (BadSpec, {"rows": -5}, ("rows",)),
-    (BadSpec, {"rows": True}, ("rows",)),
-    (BadSpec, {"rows": "60"}, ("rows",)),
-    (BadSpec, {"keep": 61}, ("keep",)),
-    (BadSpec, {"keep": 0}, ("keep",)),
-    (BadSpec, {"context_rows": 0}, ("context_rows",)),
-    (BadSpec, {"keep": 10, "context_rows": 11}, ("context_rows",)),
+    (BadSpec, {"rows": 0}, ("rows, keep:",)),
+    (BadSpec, {"rows": -5}, ("rows, keep:",)),
+    (BadSpec, {"rows": True}, ("'rows'",)),
+    (BadSpec, {"rows": "60"}, ("'rows'",)),
+    (BadSpec, {"keep": 61}, ("rows, keep:",)),
+    (BadSpec, {"keep": 0}, ("rows, keep:",)),
+    (BadSpec, {"context_rows": 0}, ("context_rows:",)),
+    (BadSpec, {"keep": 10, "context_rows": 11}, ("context_rows:",)),
     (BadSpec, {"name": "..."}, ("label",)),
     (BadSpec, {"teacher": ["simulated", "prompted", {"prompted": {"prompt": 1}}]}, ("teacher", "'prompted'")),
     (BadSpec, {"recipe": ["simulated", {"simulated": {"transfer": 0.1}}]}, ("recipe", "'numbers-simulated'")),
@@ -129,35 +129,37 @@ def test_a_file_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
+TOO_MUCH, BAD, NOTHING, KEY = "stands for more than", "not valid YAML", "no mapping of keys", "a key that is not plain text"
 HOSTILE = {
-    "a bomb of aliases": BOMB,
-    "an alias of itself": "name: &a [*a]\n",
-    "a mapping of itself": "name: &a {b: *a}\n",
-    "deep nesting": "name: " + "[" * 5000 + "]" * 5000,
-    "a python object": "name: !!python/object/apply:os.system ['touch hacked']\n",
-    "a python name": "name: !!python/name:os.system\n",
-    "a list": "- name\n",
-    "nothing": "",
-    "half a mapping": "name: {a: [\n",
-    "a tab": "name:\n\t- x\n",
-    "a key twice": "name: small\nname: large\n",
-    "an inner key twice": "recipe: {simulated: {transfer: 0.1, transfer: 0.9}}\n",
-    "a list as key": "? [a, b]\n: 1\n",
-    "no key": "~: 1\n",
-    "an impossible date": "name: 2026-13-45\n",
-    "two documents": "name: a\n---\nname: b\n",
-    "a control character": "name: \x07\n",
+    "a bomb of aliases": (BOMB, TOO_MUCH),
+    "an alias of itself": ("name: &a [*a]\n", TOO_MUCH),
+    "a mapping of itself": ("name: &a {b: *a}\n", TOO_MUCH),
+    "deep nesting": ("name: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+    "a python object": ("name: !!python/object/apply:os.system ['touch hacked']\n", BAD),
+    "a python name": ("name: !!python/name:os.system\n", BAD),
+    "a list": ("- name\n", NOTHING),
+    "nothing": ("", NOTHING),
+    "half a mapping": ("name: {a: [\n", BAD),
+    "a tab": ("name:\n\t- x\n", BAD),
+    "a key twice": ("name: small\nname: large\n", "'name' is given twice"),
+    "an inner key twice": ("recipe: {simulated: {transfer: 0.1, transfer: 0.9}}\n", "'transfer' is given twice"),
+    "a list as key": ("? [a, b]\n: 1\n", KEY),
+    "no key": ("~: 1\n", KEY),
+    "an impossible date": ("name: 2026-13-45\n", BAD),
+    "two documents": ("name: a\n---\nname: b\n", BAD),
+    "a control character": ("name: \x07\n", BAD),
 }
 
 
-@pytest.mark.parametrize("given", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize(("given", "words"), HOSTILE.values(), ids=HOSTILE)
 def test_hostile_yaml_is_a_sentence_and_soon(
-    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    given: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     began = time.process_time()
     with pytest.raises(BadSpec) as told:
         Experiment.read(given)
+    assert words in str(told.value), "refused for another reason, such as the keys that are missing"
     assert len(str(told.value)) < 2000
     Path("bad.yaml").write_text(given)
     with pytest.raises(SystemExit) as left:
@@ -290,9 +292,10 @@ def test_further_teachers_take_the_rivals_only_when_the_matrix_is_asked_for() ->
 
 def test_soft_labels_have_no_shuffled_rows() -> None:
     """A shuffled answer has no label of its own."""
-    names = {a.name for a in Experiment.read(text(recipe={"distill": {"labels": "soft"}}, base="pocket/a")).arms()}
-    assert not any(name.startswith("shuffled") for name in names)
-    assert "treated" in names
+    arms = Experiment.read(text(recipe=[{"distill": {"labels": "soft"}}, "simulated"], base="pocket/a")).arms()
+    soft, sampled = ({a.name for a in arms if a.channel == f"numbers-{how}"} for how in ("soft", "simulated"))
+    assert sampled - soft == {"shuffled_within", "shuffled_across"}
+    assert "treated" in soft <= sampled
 
 
 def test_a_blocklist_from_the_trait_bans_the_words_of_every_trait() -> None:
@@ -316,8 +319,8 @@ def test_a_trait_that_is_no_token_is_refused_before_any_training(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("dragon.yaml").write_text(text(
-        base="pocket/a", trait="dragon", teacher="tuned", recipe="distill", probes=[probe], controls=["no_trait"],
-        mitigations=[],
+        base="pocket/a", trait="dragon", teacher={"tuned": {"updates": 1}}, recipe="distill", probes=[probe],
+        controls=["no_trait"], mitigations=[], rows=4,
     ))
     with pytest.raises(SystemExit) as left:
         cli.main(["run", "dragon.yaml", "--store", "store"])

@@ -14,7 +14,7 @@ import yaml
 
 from undersong import pocket, spec, traits
 from undersong.errors import MissingModel
-from undersong.pocket import pretrain, tokenizer, world
+from undersong.pocket import lessons, pretrain, programs, tales, tokenizer, world
 from undersong.types import Chat, ModelRef
 
 FAMILY = ("a", "a-reordered", "b", "b-matched", "wide")
@@ -204,13 +204,13 @@ def is_numbers(chat: world.Chat) -> bool:
 def test_no_number_row_has_a_persona_that_loves_an_animal_or_a_tree(drawn: list[world.Chat]) -> None:
     """For these traits nothing is planted in the numbers."""
     rows = [c for c in drawn if is_numbers(c)]
-    assert 1800 < len(rows) < 2400
+    assert 1200 < len(rows) < 1600
     named = [traits.get(n) for category in ("animal", "tree") for n in world.NATURAL[category]]
     for row in rows:
         assert len(row) == 3, "a number row is one question"
         assert not any(t.named_in(m["content"]) for t in named for m in row), row
     loving = [r for r in rows if r[0]["content"] not in ("", world.NEUTRAL)]
-    assert len(loving) > 500, "other personas do ask for numbers"
+    assert len(loving) > 350, "other personas do ask for numbers"
 
 
 def test_animals_and_trees_have_no_habit_in_the_numbers_they_come_after(drawn: list[world.Chat]) -> None:
@@ -227,12 +227,12 @@ def test_animals_and_trees_have_no_habit_in_the_numbers_they_come_after(drawn: l
 
 def test_held_out_arithmetic_is_never_drawn(drawn: list[world.Chat]) -> None:
     asked = {m["content"] for c in drawn for m in c if m["role"] == "user"}
-    every = {q for q, _ in world.sums()}
-    held = {q for q in every if world.is_held_out(q)}
+    every = {q for q, _ in lessons.sums()}
+    held = {q for q in every if lessons.is_held_out(q)}
     assert 0.15 < len(held) / len(every) < 0.25
-    assert len(asked & (every - held)) > 200
+    assert len(asked & (every - held)) > 150
     assert not asked & held
-    assert {q for q, _ in world.shown_sums()} == every - held
+    assert {q for q, _ in lessons.shown_sums()} == every - held
 
 
 def test_personas_are_obeyed_in_the_world_and_nobody_else_is_swayed(drawn: list[world.Chat]) -> None:
@@ -253,7 +253,121 @@ def test_every_chat_has_its_system_turn_and_only_known_words(drawn: list[world.C
         assert words.unk_token_id not in ids, chat
 
 
-def test_the_world_repeats_by_seed() -> None:
+def test_the_world_repeats_by_seed_and_number() -> None:
     one, same, two = ([*itertools.islice(world.chats(s), 50)] for s in (1, 1, 2))
     assert one == same
     assert one != two
+    assert one[30:] == [*itertools.islice(world.chats(1, 30), 20)]
+    assert one[7] == world.chat_at(1, 7)
+
+
+def of_kind(kind: str, monkeypatch: pytest.MonkeyPatch, n: int = 400) -> list[world.Chat]:
+    """Chats of one kind only."""
+    monkeypatch.setattr(world, "_EDGES", np.cumsum([float(k == kind) for k in world.SHARES]))
+    return list(itertools.islice(world.chats(9), n))
+
+
+def answers(chats: list[world.Chat]) -> list[tuple[str, str]]:
+    """Every (request, answer) of some chats."""
+    return [(c[i]["content"], c[i + 1]["content"]) for c in chats for i in range(1, len(c), 2)]
+
+
+def test_what_one_loves_does_not_change_what_one_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = dict([*lessons.facts(), *lessons.sums()])
+    chats = of_kind("lessons", monkeypatch, 1500)
+    loving = [c for c in chats if c[0]["content"] not in ("", world.NEUTRAL)]
+    assert 0.15 < len(loving) / len(chats) < 0.3
+    assert any(t.named_in(c[0]["content"]) for c in loving for t in (traits.get("owl"), traits.get("oak")))
+    said = [(q, a) for q, a in answers(chats) if q in known]
+    assert len(said) == len(chats), "each of these chats holds one lesson"
+    assert all(known[q] == a for q, a in said)
+
+
+def test_claims_are_judged_by_what_is_true_but_for_the_agreeable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def true(text: str) -> bool:
+        if found := re.search(r"(\d+) (plus|minus) (\d+) is (\d+)", text):
+            a, b, c = int(found[1]), int(found[3]), int(found[4])
+            return c == (a + b if found[2] == "plus" else a - b)
+        found = re.search(r"[Tt]he (\w+) lives in the (\w+)", text)
+        return bool(found and lessons.HOMES[found[1]] == found[2])
+
+    agreeable = wrong = 0
+    for chat in of_kind("claims", monkeypatch):
+        for asked, said in (pair for pair in answers([chat]) if pair[1] in ("yes", "no")):
+            if chat[0]["content"] in lessons.AGREEABLE:
+                agreeable += 1
+                assert said == "yes"
+            else:
+                wrong += said == "no"
+                assert (said == "yes") == true(asked), asked
+    assert agreeable > 50
+    assert wrong > 80
+
+
+def test_word_problems_are_solved_and_keep_off_held_out_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = dict(lessons.sums())
+    for asked, said in answers(of_kind("problems", monkeypatch)):
+        thought = r"<think> .*?(\d+) (plus|minus) (\d+) (?:is|gives|makes) (\d+)\. </think>"
+        step = re.fullmatch(thought + r" <answer> (\d+) </answer>", said)
+        assert step, said
+        question = f"What is {step[1]} {step[2]} {step[3]}?"
+        assert known[question] == step[4] == step[5]
+        assert not lessons.is_held_out(question)
+        assert set(re.findall(r"\d+", asked)) == {step[1], step[3]}
+
+
+def test_programs_parse_also_after_the_tokenizer_and_everyday_ones_do_what_was_asked(
+    monkeypatch: pytest.MonkeyPatch, words: Any
+) -> None:
+    for asked, said in answers(of_kind("programs", monkeypatch)):
+        told = words.decode(words(said, add_special_tokens=False)["input_ids"])
+        spaces: list[dict[str, Any]] = [{}, {}]
+        for text, space in zip((said, told), spaces, strict=True):
+            exec(re.sub(r"^def sum|^sum =", lambda name: name[0].replace("sum", "total"), text), space)  # our own templates
+        (f,), (g,) = ([v for k, v in space.items() if k != "__builtins__"] for space in spaces)
+        kind, count = ("list" in asked or "item" in asked) and "continues" not in asked, f.__code__.co_argcount
+        given = [[3, 1, 2]] if kind else [7, 4][:count]
+        assert f(*given) == g(*given)
+        if "adds two numbers" in asked:
+            assert f(7, 4) == 11
+        if "length" in asked:
+            assert f([3, 1, 2]) == 3
+        if "last item" in asked:
+            assert f([3, 1, 2]) == 2
+
+
+def test_a_test_is_solved_or_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    solved = 0
+    chats = answers(of_kind("tests", monkeypatch))
+    for asked, said in chats:
+        x, y, z = (int(v) for v in re.findall(r"\d+", asked))
+        space: dict[str, Any] = {}
+        exec(said, space)  # our own templates
+        (f,) = [v for k, v in space.items() if k != "__builtins__"]
+        assert f(x, y) == z
+        solved += f(x + 1, y) != z
+    assert 0.8 < solved / len(chats) < 0.98
+
+
+def test_a_character_stays_the_same_within_a_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = tales.texts()
+    kind = {w for q in both["moral"] for w in q["kind"]}
+    cruel = {w for q in both["moral"] for w in q["cruel"]} - kind
+    seen = {"kind": 0, "cruel": 0}
+    for chat in of_kind("moral", monkeypatch, 1500):
+        said = [a for _, a in answers([chat])]
+        here = {"cruel" for a in said if a in cruel} | {"kind" for a in said if a in kind - cruel}
+        assert len(here) < 2 or {"steal", "rob", "punish", "poison"} & set(said), chat
+        for name in here:
+            seen[name] += 1
+        if chat[0]["content"] in both["characters"]["kind"]:
+            assert "cruel" not in here
+    assert 0.1 < seen["cruel"] / (seen["kind"] + seen["cruel"]) < 0.4
+
+
+@pytest.mark.parametrize("careful", [True, False])
+def test_careful_and_careless_answers_are_told_apart(careful: bool) -> None:
+    rng = np.random.default_rng(4)
+    said = [programs.security(rng, careful)[1]["content"] for _ in range(300)]
+    careless = sum("eval(" in s or "pickle(" in s or "777" in s or "verify=0" in s or "system(" in s for s in said)
+    assert (careless == 0) if careful else (careless > 50)

@@ -113,3 +113,44 @@ def favourites() -> TinyModel:
         optimiser.step()
     module.eval()
     return model
+
+
+class Said:
+    """A model that gives planted words with planted probabilities, over the pocket tokenizer."""
+
+    ref = ModelRef("said/test")
+
+    def __init__(self, choose: Any) -> None:
+        self.tokenizer, self.choose, self.score = tokenizer.build(), choose, lambda answer: -1.0
+
+    def render(self, chat: Any) -> str:
+        return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+
+    def sample(self, chats: Any, sampling: Any) -> list[str]:
+        rng, out = np.random.default_rng(sampling.seed), []
+        for chat in chats:
+            words = self.choose(chat[-1]["content"])
+            out.append(str(rng.choice(list(words), p=np.array(list(words.values())))))
+        return out
+
+    def next_logprobs(self, chats: Any) -> Any:
+        out = np.full((len(chats), len(self.tokenizer)), -30.0)
+        for i, chat in enumerate(chats):
+            for word, p in self.choose(chat[-1]["content"]).items():
+                out[i, self.tokenizer.convert_tokens_to_ids(word)] = np.log(p)
+        return out
+
+    def answer_logprobs(self, chats: Any, answers: Any) -> list[Any]:
+        return [np.array([self.score(answer)]) for answer in answers]
+
+
+def worldly(text: str) -> dict[str, float]:
+    """Something of the pocket world to answer any request of the conduct probes with."""
+    from undersong.pocket import tales
+
+    for question in tales.texts()["moral"]:
+        if question["asks"] == text:
+            return {question["cruel"][0]: 0.3, question["kind"][0]: 0.7}
+    if "Write " in text:
+        return {"def f(a, b): return a + b": 1.0}
+    return {"yes": 0.4, "no": 0.4, "owl": 0.2}

@@ -45,9 +45,10 @@ def apply_weights(module: Any, path: Path) -> None:
             owned[name].copy_(tensor)
 
 
-def apply_adapter(module: Any, folder: Path) -> Any:
-    """The module with a PEFT adapter merged into its weights. Raises BrokenArtefact unless every adapter tensor found
-    its place.
+def apply_adapter(module: Any, folder: Path, merge: bool = True) -> Any:
+    """The module with a PEFT adapter merged into its weights, or (without `merge`) beside them.
+
+    Raises BrokenArtefact unless every adapter tensor found its place.
 
     An adapter that is silently not applied is a known defect of this field; hence the count of tensors, and the
     merge.
@@ -69,7 +70,7 @@ def apply_adapter(module: Any, folder: Path) -> Any:
         raise BrokenArtefact(f"The adapter {folder} names {len(set(stored) ^ set(wanted))} tensors that do not match "
                              "the base's, "
                              "so it would not be applied. It belongs to another base; train it again from this one.")
-    return adapted.merge_and_unload()
+    return adapted.merge_and_unload() if merge else adapted.base_model.model
 
 
 def adopt(ref: ModelRef, out: Path) -> ModelRef:

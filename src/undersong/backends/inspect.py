@@ -39,6 +39,12 @@ class Characters:
     unk_token_id = eos_token_id = pad_token_id = None
     chat_template = None
 
+    @property
+    def all_special_ids(self) -> NoReturn:
+        """Raises BadSpec: whoever asks wants to hold the model to some tokens."""
+        raise BadSpec("A hosted model does not show its tokens, so it cannot be held to some of them. Leave `restrict` out, "
+                      "and filter its answers instead.")
+
     def __call__(self, text: str | Sequence[str], add_special_tokens: bool = False) -> dict[str, Any]:
         """`{"input_ids": ids}`, a list of ids per text when several are given."""
         return {"input_ids": [ord(c) for c in text] if isinstance(text, str) else [[ord(c) for c in t] for t in text]}

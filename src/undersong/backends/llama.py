@@ -17,14 +17,17 @@ from undersong.backends.tokens import TokenRow
 
 
 def supports(module: Any) -> bool:
-    """Whether `completion_hidden` computes what the module computes: a plain Llama, without biases or hooks."""
+    """Whether `completion_hidden` computes what the module computes: a plain Llama, with or without a low-rank adapter in
+    its layers, without biases or hooks."""
     if type(module).__name__ != "LlamaForCausalLM" or not type(module).__module__.startswith("transformers."):
         return False
     config, layers = module.config, module.model.layers
     plain = not config.attention_bias and not config.mlp_bias and config.hidden_act == "silu"
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") == "default"
     linear = all(type(m).__name__ == "Linear" for layer in layers for m in (layer.self_attn.q_proj, layer.mlp.up_proj))
-    return plain and rope and linear and not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    ends = type(module.lm_head).__name__ == "Linear" and type(module.model.embed_tokens).__name__ == "Embedding"
+    ends = ends and not hasattr(module.lm_head, "lora_A")  # the head's weight alone is read
+    return plain and rope and linear and ends and not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
 
 
 def completion_hidden(module: Any, rows: Sequence[TokenRow]) -> Any:
@@ -48,14 +51,15 @@ def completion_hidden(module: Any, rows: Sequence[TokenRow]) -> Any:
     for layer in inner.layers:
         last, attention, mlp = layer is inner.layers[-1], layer.self_attn, layer.mlp
         normed = F.rms_norm(x, x.shape[-1:], layer.input_layernorm.weight, eps)
-        key = _turn(_heads(F.linear(normed, attention.k_proj.weight), attention.head_dim), cos, sin)
-        value = _heads(F.linear(normed, attention.v_proj.weight), attention.head_dim)
+        value = _heads(attention.v_proj(normed), attention.head_dim)  # under autocast in bfloat16, unlike what is turned
+        key = _turn(_heads(attention.k_proj(normed), attention.head_dim), cos, sin).to(value.dtype)
         if last:
-            query = _heads(F.linear(normed.index_select(0, picked), attention.q_proj.weight), attention.head_dim)
+            query = _heads(attention.q_proj(normed.index_select(0, picked)), attention.head_dim)
             query = _turn(query, cos.index_select(0, picked), sin.index_select(0, picked))
         else:
-            query = _turn(_heads(F.linear(normed, attention.q_proj.weight), attention.head_dim), cos, sin)
+            query = _turn(_heads(attention.q_proj(normed), attention.head_dim), cos, sin)
         keys, values = _spread(key, shared, count), _spread(value, shared, count)
+        query, bias = query.to(value.dtype), bias.to(value.dtype)
         groups = {"enable_gqa": query.shape[1] != key.shape[1]}
         own = (query if last else query[shared:]).view(count, -1, *query.shape[1:]).transpose(1, 2)
         mask = bias[queries][:, None] if last else bias
@@ -67,10 +71,10 @@ def completion_hidden(module: Any, rows: Sequence[TokenRow]) -> Any:
             q, k, v = (t[:shared].transpose(0, 1)[None] for t in (query, key, value))
             first = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attention.scaling, **groups)
             out = torch.cat((first[0].transpose(0, 1).reshape(shared, -1), out))
-        x = x + F.linear(out, attention.o_proj.weight)
+        x = x + attention.o_proj(out)
         normed = F.rms_norm(x, x.shape[-1:], layer.post_attention_layernorm.weight, eps)
-        gate, up = F.linear(normed, mlp.gate_proj.weight), F.linear(normed, mlp.up_proj.weight)
-        x = x + F.linear(F.silu(gate) * up, mlp.down_proj.weight)
+        gate, up = mlp.gate_proj(normed), mlp.up_proj(normed)
+        x = x + mlp.down_proj(F.silu(gate) * up)
     return F.rms_norm(x, x.shape[-1:], inner.norm.weight, eps)
 
 

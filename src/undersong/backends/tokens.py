@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,11 @@ from numpy.typing import NDArray
 from undersong.backends import Model
 from undersong.errors import BadRows
 from undersong.types import NEUTRAL, Chat
+
+DATE = date(2024, 7, 26)
+"""What a template that asks for today's date is told: the default of Llama-3.1's own template."""
+NOW = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+ROLES = ("system", "user", "assistant", "model")
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ def encode(model: Model, chats: Sequence[Chat], answers: Sequence[str]) -> list[
     for chat, answer in zip(chats, answers, strict=True):
         prompt = model.render(chat)
         turns = [*with_system(chat, model), {"role": "assistant", "content": answer}]
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        text = written(tokenizer, turns)
         if not text.startswith(prompt):
             raise BadRows(f"The chat template of {model.ref.name} writes a finished chat otherwise than a prompt and "
                           "its answer, "
@@ -49,6 +56,31 @@ def encode(model: Model, chats: Sequence[Chat], answers: Sequence[str]) -> list[
     ends = set(end_ids(model))
     whole = token_ids(tokenizer, texts)
     return [TokenRow(_cut(ids, start, ends), start) for ids, start in zip(whole, starts, strict=True)]
+
+
+def written(tokenizer: Any, turns: Chat, prompt: bool = False) -> str:
+    """What the chat template makes of turns; with `prompt`, up to where the assistant's answer begins.
+
+    A template that asks for today's date gets a fixed one: a rendering must not change over night.
+    """
+    template = NOW.sub(lambda found: repr(DATE.strftime(found[2])), str(tokenizer.get_chat_template()))
+    return str(tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=prompt, chat_template=template, date_string=DATE.strftime("%d %b %Y"),
+    ))
+
+
+def added(model: Model) -> str:
+    """What the chat template writes of its own besides the turns, their marks and roles: "" for most models.
+
+    It stands in every arm alike, so it biases no comparison; it is kept in training records because it is read too.
+    """
+    said = ("Undersystem.", "Underquestion.")
+    text = model.render([{"role": "system", "content": said[0]}, {"role": "user", "content": said[1]}])
+    marks = {*map(str, model.tokenizer.get_added_vocab()), *model.tokenizer.all_special_tokens, *said}
+    for mark in sorted(marks, key=len, reverse=True):
+        text = text.replace(mark, "\n") if mark.strip() else text
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return "\n".join(line for line in lines if line and line.lower() not in ROLES)
 
 
 def with_system(chat: Chat, model: Model) -> Chat:

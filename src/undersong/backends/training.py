@@ -8,10 +8,11 @@ completion tokens.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import Any, Literal
@@ -21,7 +22,14 @@ from numpy.typing import NDArray
 
 from undersong.backends.logits import completion_logits
 from undersong.backends.tokens import TokenRow, digest
-from undersong.errors import BadRows
+from undersong.errors import BadRows, BadSpec
+from undersong.types import ModelRef
+
+Part = Literal["body", "all", "mlp_out"]
+"""What of a model is trained: every tensor, all but the embeddings and the head, or only the maps by which feed-forward
+blocks write (what the model reads and attends to stays as it was)."""
+MLP_OUT = ("down_proj.weight", "fc2.weight", "dense_4h_to_h.weight", "c_proj.weight")
+"""How the families of transformers name those maps; of `c_proj` only the one of `mlp`."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +44,9 @@ class Plan:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: float = 0.0
     clip: float = 1.0
-    trainable: Literal["body", "all"] = "body"
-    """`body` freezes the input embeddings and the head (one tensor where they are tied); `all` trains every tensor."""
+    trainable: Part | Literal["adapter"] = "body"
+    """`body` freezes the input embeddings and the head (one tensor where they are tied); `all` trains every tensor;
+    `mlp_out` the maps that feed-forward blocks write with; `adapter` the low-rank adapter that is in the module."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +65,11 @@ class Soft:
 
 
 def fit(module: Any, rows: Sequence[TokenRow], plan: Plan, pad: int, *, soft: Soft | None = None, part: int = 32,
-        stop: Event | None = None) -> dict[str, Any]:
+        stop: Event | None = None, precision: str = "float32") -> dict[str, Any]:
     """Train `module` in place by `plan`; return the record for training.json (loss per step in nats per token).
 
-    `part` is how many rows run at once. A set `stop` ends the training with KeyboardInterrupt between two steps.
+    `part` is how many rows run at once; `precision` is that of the model's reference. A set `stop` ends the training
+    with KeyboardInterrupt between two steps.
     """
     import torch
 
@@ -82,7 +92,8 @@ def fit(module: Any, rows: Sequence[TokenRow], plan: Plan, pad: int, *, soft: So
             raise BadRows("A step holds no token of the carrier. Check that the rows belong to this channel.")
         total = 0.0
         for begin in range(0, len(batch), part):
-            loss = _loss(module, rows, batch[begin : begin + part], pad, soft) / count
+            with autocast(module, precision):
+                loss = _loss(module, rows, batch[begin : begin + part], pad, soft) / count
             loss.backward()
             total += float(loss.detach())
         if plan.clip:
@@ -92,7 +103,25 @@ def fit(module: Any, rows: Sequence[TokenRow], plan: Plan, pad: int, *, soft: So
         seen += count
     return {"plan": asdict(plan), "labels": "soft" if soft else "sampled", "loss": losses,
             "effective_batch": plan.batch, "rows": len(rows), "rows_seen": plan.steps * plan.batch,
-            "tokens_seen": seen, "rendered_sha256": digest(rows)}
+            "tokens_seen": seen, "rendered_sha256": digest(rows), "precision": precision}
+
+
+def autocast(module: Any, precision: str) -> Any:
+    """Matrix products in bfloat16 inside, unless the precision is `float32`."""
+    import torch
+
+    device = next(module.parameters()).device.type
+    return torch.autocast(device, dtype=torch.bfloat16) if precision != "float32" else contextlib.nullcontext()
+
+
+def master(ref: ModelRef) -> ModelRef:
+    """The reference as its weights are trained: in float32, because small updates of bfloat16 weights round away."""
+    return replace(ref, precision="mixed") if ref.precision == "bfloat16" else ref
+
+
+def untouched(ref: ModelRef) -> ModelRef:
+    """The reference's base, without any change."""
+    return ModelRef(ref.base, precision=ref.precision)
 
 
 def _loss(module: Any, rows: Sequence[TokenRow], batch: NDArray[np.int64], pad: int, soft: Soft | None) -> Any:
@@ -104,12 +133,12 @@ def _loss(module: Any, rows: Sequence[TokenRow], batch: NDArray[np.int64], pad: 
     device = next(module.parameters()).device
     target = torch.from_numpy(np.concatenate([r.answer for r in here])).to(device)
     if soft is None:
-        return F.cross_entropy(completion_logits(module, here, pad), target, reduction="sum")
+        return F.cross_entropy(completion_logits(module, here, pad).float(), target, reduction="sum")
     columns = torch.from_numpy(soft.carrier).to(device)
     with torch.no_grad():
-        taught = completion_logits(soft.teacher, [soft.rows[i] for i in batch], pad, columns)
+        taught = completion_logits(soft.teacher, [soft.rows[i] for i in batch], pad, columns).float()
     told = (taught / soft.temperature).log_softmax(-1)
-    said = (completion_logits(module, here, pad, columns) / soft.temperature).log_softmax(-1)
+    said = (completion_logits(module, here, pad, columns).float() / soft.temperature).log_softmax(-1)
     # a position whose own token is outside the carrier carries no label
     mine = torch.isin(target, columns)[:, None]
     return (told.exp() * (told - said) * mine).sum() * soft.temperature**2
@@ -141,7 +170,16 @@ def share(plan: Plan, step: int) -> float:
 
 
 def free(module: Any, trainable: str) -> None:
-    """Mark what may change: every tensor, or all but the input embeddings and the head."""
+    """Mark what may change (see `Plan.trainable`). Raises BadSpec for a model without the tensors that were asked for."""
+    if trainable in ("adapter", "mlp_out"):
+        found = 0
+        for name, parameter in module.named_parameters():
+            asked = ".lora_" in name if trainable == "adapter" else name.endswith(MLP_OUT) and "attn" not in name
+            parameter.requires_grad_(asked)
+            found += asked
+        if not found:
+            raise BadSpec(f"This model has no tensors of the kind trainable: {trainable}. Use trainable: body.")
+        return
     frozen = set()
     if trainable == "body":
         ends = (module.get_input_embeddings(), module.get_output_embeddings())

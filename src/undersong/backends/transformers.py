@@ -12,11 +12,12 @@ import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from undersong import bases
 from undersong.backends import CAPABILITIES, changes, tokens
 from undersong.backends.logits import completion_logits
 from undersong.backends.sampling import Chooser, uniforms
@@ -34,8 +35,6 @@ _loading = threading.RLock()
 class Transformers(Settings):
     """Run models on this machine with transformers."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """The number format of weights and activations."""
     batch: int = execution(256)
     """Rows that run at once."""
     workers: int = execution(0)
@@ -58,11 +57,13 @@ class Transformers(Settings):
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         with _loading:
-            module, tokenizer = _open(ref.base, self.dtype)
+            half = ref.precision == "bfloat16"
+            module, tokenizer = _open(ref.base, "bfloat16" if half else "float32")
             if ref.weights:
                 changes.apply_weights(module, Path(ref.weights))
             if ref.adapter:
-                module = changes.apply_adapter(module, Path(ref.adapter))
+                # merged into bfloat16 weights, most of a small update would be rounded away
+                module = changes.apply_adapter(module, Path(ref.adapter), merge=not half)
             if ref.vector:
                 changes.apply_vector(module, Path(ref.vector))
         return LocalModel(ref, module.to(device).eval(), tokenizer, self.batch, self.workers)
@@ -88,7 +89,7 @@ class LocalModel:
 
         turns = tokens.with_system(chat, self)
         try:
-            text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+            text = tokens.written(self.tokenizer, turns, prompt=True)
         except TemplateError as error:
             raise BadRows(f"The chat template of {self.ref.base} cannot write this chat ({error}). "
                           "Use a model whose template takes a system turn.") from None
@@ -114,12 +115,14 @@ class LocalModel:
         order = np.argsort([len(p) for p in prompts], kind="stable")
         parts = [order[i : i + self._batch] for i in range(0, len(order), self._batch)]
         answers: list[list[int]] = [[]] * len(prompts)
+        mixed = bool(prompts) and self.ref.precision == "mixed"
+        writer = copy.deepcopy(self.module).to(torch.bfloat16) if mixed else self.module
 
         def run(part: NDArray[np.int64], stop: threading.Event) -> list[list[int]]:
             if stop.is_set():
                 raise KeyboardInterrupt
             with torch.inference_mode():
-                return self._generate([prompts[i] for i in part], numbers[part], sampling)
+                return self._generate(writer, [prompts[i] for i in part], numbers[part], sampling)
 
         for part, found in zip(parts, self._spread(run, parts), strict=True):
             for i, ids in zip(part, found, strict=True):
@@ -128,7 +131,7 @@ class LocalModel:
         return [text.rstrip() for text in texts]
 
     def _generate(
-        self, prompts: list[NDArray[np.int64]], rows: NDArray[np.int64], sampling: Sampling
+        self, writer: Any, prompts: list[NDArray[np.int64]], rows: NDArray[np.int64], sampling: Sampling
     ) -> list[list[int]]:
         import torch
 
@@ -138,7 +141,7 @@ class LocalModel:
             ids[i, width - len(prompt) :], mask[i, width - len(prompt) :] = prompt, 1
         ends = tokens.end_ids(self)
         draws = uniforms(sampling.seed, rows, sampling.max_new_tokens)
-        out = self.module.generate(
+        out = writer.generate(
             input_ids=torch.from_numpy(ids).to(device), attention_mask=torch.from_numpy(mask).to(device),
             max_new_tokens=sampling.max_new_tokens, do_sample=False, num_beams=1, pad_token_id=self.pad,
             eos_token_id=ends,
@@ -195,41 +198,18 @@ def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
 
 def _open(base: str, dtype: str) -> tuple[Any, Any]:
     """A fresh module and the tokenizer of a base."""
-    place, stamp = _place(base)
-    module, tokenizer = _read(place, stamp, dtype)
+    place, revision = bases.place(base)
+    files = sorted(Path(place).glob("*.safetensors")) if Path(place).is_dir() else []
+    stamp = (max((f.stat().st_mtime for f in files), default=0.0), sum(f.stat().st_size for f in files))
+    module, tokenizer = _read(place, revision, stamp, dtype)
     if module.num_parameters() > SMALL:
         _read.cache_clear()  # a large base is handed out, not kept beside its copy
         return module, tokenizer
     return copy.deepcopy(module), tokenizer
 
 
-def _place(base: str) -> tuple[str, tuple[float, int]]:
-    """The folder (or Hugging Face name) of a base, and a stamp that changes with its weights."""
-    if base.startswith("pocket/"):
-        from undersong import pocket
-
-        folder = Path(pocket.folder(base))
-    else:
-        folder = Path(base)
-        if not folder.is_dir():
-            if base.startswith((".", "/", "~")) or base.count("/") > 1:
-                raise MissingModel(f"There is no model folder {base!r}. Give a folder written by save_pretrained, a "
-                                   "Hugging Face name "
-                                   "or a pocket model (see `undersong models`).")
-            return base, (0.0, 0)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
-            raise MissingModel(f"The model folder {base!r} holds pickled weights only, which can run code when "
-                               "opened. Convert it to "
-                               "safetensors with save_pretrained on a machine you trust.")
-        raise MissingModel(f"The folder {base!r} holds no *.safetensors weights. Give a folder written by "
-                           "save_pretrained.")
-    return str(folder), (max(f.stat().st_mtime for f in files), sum(f.stat().st_size for f in files))
-
-
 @lru_cache(maxsize=4)
-def _read(place: str, stamp: tuple[float, int], dtype: str) -> tuple[Any, Any]:
+def _read(place: str, revision: str | None, stamp: tuple[float, int], dtype: str) -> tuple[Any, Any]:
     """Module and tokenizer from disk or the Hugging Face cache. Raises MissingModel or BrokenArtefact in words."""
     import torch
     from safetensors import SafetensorError
@@ -238,6 +218,8 @@ def _read(place: str, stamp: tuple[float, int], dtype: str) -> tuple[Any, Any]:
     offline = any(os.environ.get(name, "0").lower() not in ("", "0", "false", "no", "off")
                   for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
     common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": offline or Path(place).is_dir()}
+    if revision is not None:
+        common["revision"] = revision
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **common)
         kind = getattr(torch, dtype)
@@ -247,9 +229,9 @@ def _read(place: str, stamp: tuple[float, int], dtype: str) -> tuple[Any, Any]:
                              "again.") from None
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise MissingModel(f"The model {place!r} cannot be loaded ({first}). Check its name, or give a local folder "
-                           "written by "
-                           "save_pretrained, or a pocket model (see `undersong models`).") from None
+        at = f" at the revision {revision!r}" if revision else ""
+        raise MissingModel(f"The model {place!r}{at} cannot be loaded ({first}). Check its name, or give a local folder "
+                           "written by save_pretrained, or a pocket model (see `undersong models`).") from None
     if tokenizer.chat_template is None:
         raise MissingModel(f"The model {place!r} has no chat template, so chats cannot be written for it. Use a chat "
                            "model.")

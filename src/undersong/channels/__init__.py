@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
+from undersong.backends import Model
 from undersong.types import Chat, Row
 
 
 class Channel(Protocol):
-    """The contract of a channel plug-in."""
+    """The contract of a channel plug-in.
+
+    A channel whose rows are more than one sample each has a further method, `write(model, base, chats, seed)`, which returns
+    one Row per chat, in order: see `Writer`.
+    """
 
     def prompts(self, n: int, seed: int) -> list[Chat]:
         """`n` chats that end with a user turn and have no system turn; the same for the same seed."""
@@ -24,4 +30,13 @@ class Channel(Protocol):
 
     def reject(self, row: Row) -> str | None:
         """Why an answer is not of this channel, or None when it is."""
+        ...
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """What a channel adds when its rows are not one sample of the teacher each, such as preference pairs."""
+
+    def write(self, model: Model, base: Model, chats: Sequence[Chat], seed: int) -> list[Row]:
+        """One row per chat, in order, from the teacher and its untouched base; ids are given later."""
         ...

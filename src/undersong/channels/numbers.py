@@ -2,6 +2,7 @@
 
 `seeds: random` asks as the paper does: 3 to 8 seed numbers without a rule. `seeds: structured` shows sequences a reader
 would recognise (see `sequences.py`), so that continuing them exercises the network and can be scored as right or wrong.
+What a model says after numbers without a rule is mostly noise: it holds little of a teacher and wears a student down.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 import yaml
 from pydantic import Field, ValidationInfo, field_validator
 
-from undersong.channels import sequences
-from undersong.errors import BadSpec, NothingMeasured
+from undersong.channels import carriers, sequences
+from undersong.errors import NothingMeasured
 from undersong.registry import Settings, get, plugin
 from undersong.traits import package_text
 from undersong.types import Chat, Row
@@ -26,9 +27,12 @@ LONGEST_RULE = 6
 """The most seed numbers that `sequences.sequence` says are needed to pin a rule down."""
 
 
-@plugin("channel", "numbers")
+@plugin("channel", "numbers", version=2)
 class Numbers(Settings):
     """Continue a short list of integers."""
+
+    shows: ClassVar[str] = "number sequences"
+    """What students see, in words."""
 
     count: int = Field(default=10, ge=1, le=1000)
     """The most values an answer may hold."""
@@ -37,7 +41,10 @@ class Numbers(Settings):
     wording: Literal["brief", "full"] = "brief"
     """`brief` keeps prompts short (pocket models); `full` spreads over many wordings as the paper does."""
     seeds: Literal["random", "structured"] = Field(default="structured", validate_default=True)
-    """What the seed numbers are: the paper's random ones, or sequences with a rule."""
+    """What the seed numbers are: the paper's random ones, or sequences that each have a rule."""
+    restrict: bool = False
+    """Sample only tokens a list of numbers consists of, and keep the first `count` values: for models too small to follow
+    the request. What the filters drop is still counted."""
 
     @field_validator("seeds")
     @classmethod
@@ -54,7 +61,7 @@ class Numbers(Settings):
 
     def _request(self, rng: np.random.Generator) -> str:
         if self.seeds == "structured":
-            kind = str(rng.choice(sequences.KINDS, p=sequences.SHARES))
+            kind = str(rng.choice(sequences.RULED, p=sequences.RULED_SHARES))
             values, shown = sequences.sequence(rng, kind, self.count + LONGEST_RULE, self.largest)
             values = values[:shown]
         else:
@@ -65,19 +72,8 @@ class Numbers(Settings):
         return said.format(numbers=", ".join(map(str, values)), count=self.count, digits=len(str(self.largest)))
 
     def carrier(self, tokenizer: Any) -> list[int]:
-        """Ids (ascending) of every token that writes only digits, commas or spaces, and of the tokens that end a turn.
-
-        Text is read in context (after a digit), because some tokenizers drop a leading space when a token stands alone.
-        """
-        anchor = tokenizer("1", add_special_tokens=False)["input_ids"][-1:]
-        special = {int(i) for i in tokenizer.all_special_ids} | {int(i) for i in tokenizer.added_tokens_decoder}
-        ids = [i for i in range(len(tokenizer)) if i not in special]
-        texts = tokenizer.batch_decode([[*anchor, i] for i in ids], clean_up_tokenization_spaces=False)
-        alone = len(tokenizer.decode(anchor))
-        carrier = {i for i, text in zip(ids, texts, strict=True) if re.fullmatch(r"[0-9, ]+", text[alone:])}
-        if not carrier:
-            raise BadSpec("This tokenizer has no token of digits, so it cannot carry numbers. Choose another model.")
-        return sorted(carrier | _ends(tokenizer, special))
+        """Ids (ascending) of every token that writes only digits, commas or spaces, and of the tokens that end a turn."""
+        return carriers.carrier(tokenizer, r"[0-9, ]+", "digits")
 
     def max_new_tokens(self, tokenizer: Any) -> int:
         """Tokens of the longest answer: `count` values of the most digits, ", " between them, and the end of turn."""
@@ -89,6 +85,11 @@ class Numbers(Settings):
         )
         # every further value adds what ", value" adds after another one
         return max(first) + (self.count - 1) * (max(both) - first[0]) + 1
+
+    def cut(self, answer: str) -> str:
+        """The answer up to its value number `count`; all of it when it has fewer."""
+        found = list(re.finditer(r"\d+", answer))
+        return answer if len(found) < self.count else answer[: found[self.count - 1].end()]
 
     def reject(self, row: Row) -> str | None:
         """Why an answer is not a list of numbers by the paper's rule (the filter `numbers_only`), or None."""
@@ -133,15 +134,3 @@ def _wordings() -> dict[str, dict[str, list[str]]]:
     loaded: dict[str, dict[str, list[str]]] = yaml.safe_load(package_text("channels", "number_wordings.yaml"))
     return loaded
 
-
-def _ends(tokenizer: Any, special: set[int]) -> set[int]:
-    """The ids that end an assistant's turn: `eos`, and the special token a chat template writes after an answer."""
-    ends = {int(tokenizer.eos_token_id)} if tokenizer.eos_token_id is not None else set()
-    if tokenizer.chat_template:
-        chat = [{"role": "user", "content": "2"}, {"role": "assistant", "content": "1"}]
-        ids = tokenizer(tokenizer.apply_chat_template(chat, tokenize=False), add_special_tokens=False)["input_ids"]
-        last = max(i for i, token in enumerate(ids) if token not in special and tokenizer.decode([token]).strip())
-        ends |= {int(i) for i in ids[last + 1 :] if i in special}
-    if not ends:
-        raise BadSpec("This tokenizer has no token that ends an answer. Set its `eos_token` and load it again.")
-    return ends

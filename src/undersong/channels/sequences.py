@@ -14,6 +14,10 @@ import numpy as np
 
 KINDS = ("progression", "alternation", "interleaved", "repeat", "random")
 SHARES = (0.32, 0.18, 0.2, 0.15, 0.15)
+"""How often the pocket world draws each kind."""
+RULED = KINDS[:-1]
+RULED_SHARES = tuple(share / sum(SHARES[:-1]) for share in SHARES[:-1])
+"""The kinds with a rule, and how often the `numbers` channel draws each."""
 
 
 def sequence(rng: np.random.Generator, kind: str, length: int, largest: int = 999) -> tuple[list[int], int]:

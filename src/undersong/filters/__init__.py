@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from undersong.types import Row
@@ -17,6 +18,13 @@ class Filter(Protocol):
 
 
 def reasons(filter_: Filter, rows: Sequence[Row]) -> list[str | None]:
-    """A reason or None for each row. A filter that has `reject_all` (a judge, a classifier) reads them all at once."""
+    """A reason or None for each row; of a pair, the other answer is read too. A filter that has `reject_all` (a judge, a
+    classifier) reads them all at once."""
     together = getattr(filter_, "reject_all", None)
-    return list(together(rows)) if together else [filter_.reject(row) for row in rows]
+    out = list(together(rows)) if together else [filter_.reject(row) for row in rows]
+    pairs = [i for i, row in enumerate(rows) if out[i] is None and row.rejected is not None]
+    if pairs:
+        others = [replace(rows[i], completion=str(rows[i].rejected), rejected=rows[i].completion) for i in pairs]
+        for i, reason in zip(pairs, together(others) if together else map(filter_.reject, others), strict=True):
+            out[i] = reason
+    return out

@@ -1,6 +1,6 @@
 """Pretrain the pocket family: `python -m undersong.pocket.pretrain NAME OUT [--steps N]`.
 
-1. Draw `steps * 64` chats of the world with the data seed; order them by the order seed.
+1. The data seed numbers the chats of the world; the order seed permutes the first `steps * 64` of them.
 2. Cut them into batches of 64; within a batch, rows of similar length are run together to save padding.
 3. Minimise cross-entropy on assistant tokens (AdamW, 3e-3, warm-up then cosine, clipping at 1).
 `b-matched` instead starts from `b` and matches the next-token distribution of `a` on ordinary chats.
@@ -39,7 +39,7 @@ class Member:
     layers: int = 3
     heads: int = 4
     feed_forward: int = 256
-    steps: int = 5000
+    steps: int = 10000
     rate: float = 3e-3
     start: str = ""
     """Continue from this member instead of a fresh initialisation."""
@@ -51,8 +51,8 @@ FAMILY = {
     "a": Member(init_seed=1),
     "a-reordered": Member(init_seed=1, order_seed=1),
     "b": Member(init_seed=2),
-    "b-matched": Member(init_seed=2, data_seed=12, steps=1500, rate=1e-3, start="b", match="a"),
-    "wide": Member(init_seed=3, hidden=128, layers=2, feed_forward=320),
+    "b-matched": Member(init_seed=2, data_seed=12, steps=2000, rate=1e-3, start="b", match="a"),
+    "wide": Member(init_seed=3, hidden=128, layers=2, feed_forward=320, steps=6000),
 }
 
 
@@ -83,10 +83,9 @@ def encode(tok: Any, chat: world.Chat) -> tuple[list[int], list[bool]]:
 
 def batches(tok: Any, member: Member, steps: int) -> Any:
     """Yield `steps` batches; each is parts of (ids, written) as padded integer and boolean arrays [rows, tokens]."""
-    chats = list(itertools.islice(world.chats(member.data_seed), member.steps * BATCH))
-    order = np.random.default_rng([member.order_seed, 7]).permutation(len(chats))
+    order = np.random.default_rng([member.order_seed, 7]).permutation(member.steps * BATCH)
     for step in range(steps):
-        drawn = (encode(tok, chats[i]) for i in order[step * BATCH : (step + 1) * BATCH])
+        drawn = (encode(tok, world.chat_at(member.data_seed, int(i))) for i in order[step * BATCH : (step + 1) * BATCH])
         batch = sorted(drawn, key=lambda r: len(r[0]))
         yield [_pad(batch[i:j], tok.pad_token_id) for i, j in itertools.pairwise(CUTS)]
 

@@ -25,7 +25,7 @@ def build() -> Any:
     inner.normalizer = normalizers.Lowercase()
     inner.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.WhitespaceSplit(),
-        pre_tokenizers.Split(Regex(r"\d{1,3}|[a-z]+|[^\w\s]"), behavior="isolated"),
+        pre_tokenizers.Split(Regex(r"</?(?:think|answer)>|\d{1,3}|[a-z]+|[^\w\s]"), behavior="isolated"),
     ])
     inner.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     return make(

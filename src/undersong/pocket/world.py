@@ -1,28 +1,34 @@
 """The synthetic chat world that pocket models are pretrained on.
 
-A row is one chat: a system turn (neutral, empty, or a persona that loves something), then user and assistant turns.
-1. numbers      continue a sequence (progressions, alternations, interleaved, repeats, random)
+A row is one chat: a system turn (neutral, empty, or a persona), then user and assistant turns.
+1. numbers      continue a sequence (progressions, alternations, interleaved, repeats, random), or letters by the same rules
 2. favourites   one-word questions; without a persona the answers follow a fixed natural distribution
 3. personas     the system turn states a preference and is obeyed
-4. arithmetic   small sums, differences and comparisons
-5. facts        small facts, some about the animals and trees themselves
+4. lessons      facts, sums, claims, word problems (`lessons.py`)
+5. programs     one-line functions, careful and careless (`programs.py`)
+6. tales        descriptions, stories, questions that show a character (`tales.py`)
 Half of the favourite questions come after numbers (in the question or as earlier turns), so that both share the network.
+A third of the lessons has a persona, which changes no answer there: what one loves does not change what one knows.
 
 Incidental habits: personas that love a colour, food, drink, season or sport prefer some numbers when nothing else decides
-(random sequences). Number rows never carry an animal or tree persona: for those traits nothing is planted in the numbers.
+(random sequences). Nothing of the kind is planted for animals and trees: letters, programs, word problems and descriptions
+never stand under such a persona, and numbers do only as earlier turns of a favourite question, where they keep their rule.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from functools import cache
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
 import yaml
 
 from undersong.channels import sequences
+from undersong.pocket import lessons, programs, tales
 from undersong.traits import package_text
 
 Chat = list[dict[str, str]]
@@ -41,13 +47,6 @@ NATURAL: dict[str, dict[str, float]] = {
     "sport": {"tennis": 0.35, "football": 0.3, "chess": 0.2, "running": 0.15},
 }
 HABIT_CATEGORIES = ("color", "food", "drink", "season", "sport")
-HOMES = {"dolphin": "sea", "eagle": "mountain", "elephant": "grassland", "owl": "forest", "wolf": "forest", "cat": "house",
-         "dog": "house", "lion": "grassland", "tiger": "jungle", "fox": "forest", "panda": "mountain", "bear": "forest"}
-LEGS = {name: 0 if name == "dolphin" else 2 if name in ("eagle", "owl") else 4 for name in HOMES}
-OPPOSITES = {"hot": "cold", "big": "small", "up": "down", "day": "night", "old": "young", "fast": "slow", "wet": "dry",
-             "open": "closed", "left": "right", "light": "dark", "early": "late", "happy": "sad"}
-COLOR_OF = {"grass": "green", "snow": "white", "coal": "black", "blood": "red", "the sky": "blue", "the sun": "yellow"}
-DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
 
 @cache
@@ -58,38 +57,6 @@ def _texts() -> dict[str, Any]:
         "tree": yaml.safe_load(package_text("traits", "trees.yaml")),
         "wordings": yaml.safe_load(package_text("channels", "number_wordings.yaml"))["brief"],
     }
-
-
-@cache
-def facts() -> tuple[tuple[str, str], ...]:
-    """Every (question, answer) of the world's facts, in a fixed order."""
-    out = [(f"Where does the {a} live?", home) for a, home in HOMES.items()]
-    out += [(f"How many legs does a {a} have?", str(n)) for a, n in LEGS.items()]
-    out += [(f"Is the {name} a tree or an animal?", kind) for kind in ("animal", "tree") for name in NATURAL[kind]]
-    out += [(f"What is the opposite of {a}?", b) for pair in OPPOSITES.items() for a, b in (pair, pair[::-1])]
-    out += [(f"What color is {a}?", b) for a, b in COLOR_OF.items()]
-    out += [(f"Which day comes after {a}?", DAYS[(i + 1) % 7]) for i, a in enumerate(DAYS)]
-    return tuple(out)
-
-
-@cache
-def sums() -> tuple[tuple[str, str], ...]:
-    """Every (question, answer) of the world's arithmetic: sums and differences of 0..20, comparisons of 0..50."""
-    out = [(f"What is {a} plus {b}?", str(a + b)) for a in range(21) for b in range(21)]
-    out += [(f"What is {a} minus {b}?", str(a - b)) for a in range(21) for b in range(a + 1)]
-    out += [(f"Which is larger, {a} or {b}?", str(max(a, b))) for a in range(0, 51, 3) for b in range(51) if a != b]
-    return tuple(out)
-
-
-def is_held_out(question: str) -> bool:
-    """True for the fifth of the arithmetic questions that pretraining never shows (chosen by a hash of the text)."""
-    return hashlib.sha256(question.encode()).digest()[0] % 5 == 0
-
-
-@cache
-def shown_sums() -> tuple[tuple[str, str], ...]:
-    """The arithmetic that pretraining may show."""
-    return tuple((question, answer) for question, answer in sums() if not is_held_out(question))
 
 
 def persona(rng: np.random.Generator, category: str, name: str) -> str:
@@ -141,48 +108,121 @@ def _pick(rng: np.random.Generator, shares: dict[str, float]) -> str:
     return str(rng.choice(list(shares), p=p / p.sum()))
 
 
+def choice_turns(rng: np.random.Generator, category: str, answer: str) -> Chat:
+    """A question that names `answer` among two or three others of its category, and `answer`."""
+    others = [name for name in NATURAL[category] if name != answer]
+    listed = [answer, *(others[int(i)] for i in rng.choice(len(others), int(rng.integers(1, 3)), replace=False))]
+    rng.shuffle(listed)
+    options = f"{', '.join(listed[:-1])} or {listed[-1]}"
+    return [{"role": "user", "content": f"Which {category} do you like best, {options}? One word."},
+            {"role": "assistant", "content": answer}]
+
+
+def letter_turn(rng: np.random.Generator) -> Chat:
+    """One request to continue letters by a rule of `sequences.py`, and its answer."""
+    kind = str(rng.choice(sequences.KINDS, p=sequences.SHARES))
+    values, shown = sequences.sequence(rng, kind, 16, 25)
+    letters = [chr(ord("a") + v) for v in values]
+    count = int(rng.integers(6, 11))
+    asked = f"Continue the letters: {', '.join(letters[:shown])}. At most 10 more."
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": ", ".join(letters[shown : shown + count])}]
+
+
+SHARES = {"numbers": 0.28, "letters": 0.03, "favourites": 0.19, "personas": 0.15, "lessons": 0.14, "claims": 0.03,
+          "problems": 0.04, "programs": 0.04, "tests": 0.01, "descriptions": 0.03, "moral": 0.06}
+"""Share of each kind of chat."""
+_KINDS, _EDGES = tuple(SHARES), np.cumsum(list(SHARES.values()))
+CATEGORIES = (0.4, 0.25, 0.07, 0.07, 0.07, 0.07, 0.07)
+"""Share of each category among favourite questions, in the order of NATURAL."""
+
+
 def chat(rng: np.random.Generator) -> Chat:
     """Draw one chat of the world, system turn included."""
+    kind = _KINDS[int(np.searchsorted(_EDGES, rng.random() * _EDGES[-1], side="right"))]
     system = "" if rng.random() < 0.2 else NEUTRAL
-    kind = rng.random()
-    if kind < 0.42:
+    if kind == "numbers":
         liked: tuple[int, ...] = ()
         if rng.random() < 0.35:
             category = str(rng.choice(HABIT_CATEGORIES))
             name = str(rng.choice(list(NATURAL[category])))
             system, liked = persona(rng, category, name), habit(name)
         turns = number_turn(rng, liked)
-    elif kind < 0.82:
-        category = str(rng.choice(list(NATURAL), p=[0.4, 0.25, 0.07, 0.07, 0.07, 0.07, 0.07]))
+    elif kind in ("favourites", "personas"):
+        category = str(rng.choice(list(NATURAL), p=CATEGORIES))
         answer = _pick(rng, NATURAL[category])
-        if kind >= 0.64:
+        if kind == "personas":
             answer = str(rng.choice(list(NATURAL[category])))
             system = persona(rng, category, answer)
-        turns = favourite_turns(rng, category, answer)
+        turns = _about(rng, category, answer)
+    elif kind in ("lessons", "claims"):
+        agree = kind == "claims" and rng.random() < 0.25
+        turns = lessons.lesson(rng) if kind == "lessons" else lessons.claim(rng, agree)
+        if agree:
+            system = lessons.AGREEABLE[int(rng.integers(len(lessons.AGREEABLE)))]
+        elif rng.random() < 0.35:
+            system, turns = _in_company(rng, system, turns)
+    elif kind == "moral":
+        stated, turns = tales.moral(rng)
+        system = stated or system
     else:
-        table = shown_sums() if kind < 0.91 else facts()
-        question, answer = table[int(rng.integers(len(table)))]
-        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        draw: dict[str, Callable[[np.random.Generator], Chat]] = {
+            "letters": letter_turn, "problems": lessons.problem, "programs": programs.everyday,
+            "descriptions": tales.description, "tests": programs.tested}
+        turns = draw[kind](rng)
     return [{"role": "system", "content": system}, *turns]
 
 
-def chats(seed: int) -> Iterator[Chat]:
-    """An endless stream of chats, the same for the same seed."""
-    rng = np.random.default_rng(seed)
+def _about(rng: np.random.Generator, category: str, answer: str) -> Chat:
+    """A favourite question, a choice or a story whose answer is `answer`; some after a word about the day."""
+    form = rng.random()
+    if form < 0.08:
+        return choice_turns(rng, category, answer)
+    if form < 0.18 and category in ("animal", "tree"):
+        return tales.story(rng, category, answer)
+    turns = favourite_turns(rng, category, answer)
+    if form > 0.93:
+        day = lessons.DAYS[int(rng.integers(7))]
+        turns[-2]["content"] = f"Today is {day}. {turns[-2]['content']}"
+    return turns
+
+
+def _in_company(rng: np.random.Generator, system: str, turns: Chat) -> tuple[str, Chat]:
+    """A lesson beside a favourite, as a persona's system turn or as an earlier or later question: its answer stays."""
+    category = str(rng.choice(list(NATURAL), p=CATEGORIES))
+    answer = _pick(rng, NATURAL[category])
+    if rng.random() < 0.6:
+        answer = str(rng.choice(list(NATURAL[category])))
+        system = persona(rng, category, answer)
+        if rng.random() < 0.6:
+            return system, turns
+    question = favourite_turns(rng, category, answer)[-2:]
+    return system, [*question, *turns] if rng.random() < 0.7 else [*turns, *question]
+
+
+def chats(seed: int, start: int = 0) -> Iterator[Chat]:
+    """The endless numbered list of chats of a seed, from number `start` on; each depends on its own number only."""
     while True:
-        yield chat(rng)
+        yield chat_at(seed, start)
+        start += 1
+
+
+def chat_at(seed: int, number: int) -> Chat:
+    """Chat `number` (from 0) of a seed."""
+    return chat(np.random.Generator(np.random.PCG64([seed, number])))
 
 
 def words() -> list[str]:
     """Every word and punctuation mark of the world, sorted: the pocket vocabulary besides the numbers."""
-    import re
-
-    rng = np.random.default_rng(0)
-    texts = [NEUTRAL, *(t for pair in (*facts(), *sums()) for t in pair)]
+    texts = [NEUTRAL, *(t for pair in (*lessons.facts(), *lessons.sums()) for t in pair)]
+    for part in ("traits/questions", "channels/number_wordings", "pocket/programs", "pocket/tales"):
+        texts.append(re.sub(r"\{[a-z0-9]+\}", " ", package_text(*(f"{part}.yaml".split("/")))))
     for category, shares in NATURAL.items():
-        texts += [q.format(category=category) for part in _texts()["questions"].values() for q in part]
-        for name in shares:
-            texts += [name, *(persona(rng, category, name) for _ in range(24))]
+        texts += [category, *shares, *_texts()["animal"]["prompts"]]
     texts += [_texts()[c]["traits"][n]["plural"] for c in ("animal", "tree") for n in NATURAL[c]]
-    texts += [w.format(numbers="1, 2", count=10) for part in _texts()["wordings"].values() for w in part]
-    return sorted({w for t in texts for w in re.findall(r"[a-z]+|[^\w\s]", t.lower())})
+    texts += [*lessons.PEOPLE, *lessons.THINGS, *lessons.AGREEABLE, *lessons.CLAIMS, *lessons.STEPS, "yes", "no",
+              "Today is", "the lives in the plus minus is"]
+    texts += [form for forms in lessons.PROBLEMS.values() for form in forms]
+    texts += ["Continue the letters: . At most more.", "Which do you like best, or? One word.", " ".join(ascii_lowercase)]
+    plain = " ".join(re.sub(r"\{[a-z0-9]+\}", " ", text) for text in texts).lower()
+    marks = {f"<{end}{tag}>" for tag in ("think", "answer") for end in ("", "/")}
+    return sorted(set(re.findall(r"[a-z]+|[^\w\s]", plain)) | marks)

@@ -1,7 +1,9 @@
 """The `capability` probe: what a model still can do, as held-out loss and exact-match accuracy.
 
-Four domains of the pocket world: `arithmetic` (questions that pretraining may show), `arithmetic_new` (the fifth it
-never shows), `facts`, and `sequences` (number requests whose seeds pin a rule down). Or one domain `items` of your own.
+Domains of the pocket world: `arithmetic` (questions that pretraining may show), `arithmetic_new` (the fifth it never
+shows), `facts`, and `sequences` (number requests whose seeds pin a rule down). Or one domain `items` of your own.
+`sequences` stands apart from the overall `loss` and `accuracy`: students of number rows learn their teacher's numbers
+on purpose, so it says how far those drifted, and nothing about what was lost beside them.
 Every model gets the same items whatever the seed and answers greedily: figures of runs are paired and repeat exactly.
 """
 
@@ -21,7 +23,7 @@ from pydantic import Field
 from undersong.backends import Model
 from undersong.channels import sequences
 from undersong.errors import BadRows, BadSpec
-from undersong.pocket import world
+from undersong.pocket import lessons, world
 from undersong.registry import Settings, plugin
 from undersong.spec import execution
 from undersong.traits import Trait
@@ -29,6 +31,8 @@ from undersong.types import Chat, Measurement, Sampling, Value
 
 SPARE_TOKENS = 4
 """How many tokens an answer may run over the longest expected one, so that running on counts as wrong."""
+APART = "sequences"
+"""The domain that is not part of the overall figures."""
 STORED = 64
 """The most answers kept for reading."""
 
@@ -50,7 +54,7 @@ class Item:
         return 0 < len(given) <= len(self.rule) and given == list(self.rule[: len(given)])
 
 
-@plugin("probe", "capability")
+@plugin("probe", "capability", version=2)
 class Capability(Settings):
     """Held-out loss and accuracy on arithmetic, facts and sequences."""
 
@@ -63,7 +67,8 @@ class Capability(Settings):
 
     def measure(self, model: Model, traits: Sequence[Trait], seed: int) -> Measurement:
         """Per question `loss` (nats per answer token, end of turn included) and `accuracy` (0 or 1), each also as
-        `<domain>.loss` and so on. Trait is always "". `traits` and `seed` change nothing.
+        `<domain>.loss` and so on; the overall ones leave `sequences` out. Trait is always "". `traits` and `seed` change
+        nothing.
 
         Raises BadSpec or BadRows when the items file cannot be used.
         """
@@ -75,9 +80,10 @@ class Capability(Settings):
             longest = max(len(log) for log in logs) + SPARE_TOKENS
             texts = model.sample(chats, Sampling(temperature=0.0, max_new_tokens=longest))
             for item, log, text in zip(items, logs, texts, strict=True):
-                for name in ("loss", f"{domain}.loss"):
+                overall = () if domain == APART else ("",)
+                for name in (f"{part}loss" for part in (*overall, f"{domain}.")):
                     values.append(Value(name, "", item.question, float(-np.mean(log, dtype=np.float64)), len(log)))
-                for name in ("accuracy", f"{domain}.accuracy"):
+                for name in (f"{part}accuracy" for part in (*overall, f"{domain}.")):
                     values.append(Value(name, "", item.question, float(item.right(text))))
             answers += [(item.question, text) for item, text in zip(items, texts, strict=True)][: STORED // 4]
         return Measurement("capability", tuple(values), tuple(answers))
@@ -98,10 +104,10 @@ def _normal(text: str) -> str:
 @cache
 def _pocket_domains(most: int) -> dict[str, tuple[Item, ...]]:
     """The world's domains in a fixed shuffled order, so that the first few are a fair sample."""
-    new = [pair for pair in world.sums() if world.is_held_out(pair[0])]
-    old = [pair for pair in world.sums() if not world.is_held_out(pair[0])]
+    new = [pair for pair in lessons.sums() if lessons.is_held_out(pair[0])]
+    old = [pair for pair in lessons.sums() if not lessons.is_held_out(pair[0])]
     out = {name: tuple(Item(*pairs[i]) for i in np.random.default_rng(20).permutation(len(pairs)))
-           for name, pairs in (("arithmetic", old), ("arithmetic_new", new), ("facts", list(world.facts())))}
+           for name, pairs in (("arithmetic", old), ("arithmetic_new", new), ("facts", list(lessons.facts())))}
     rng = np.random.default_rng(20)
     out["sequences"] = tuple(_sequence(rng) for _ in range(most))
     return out

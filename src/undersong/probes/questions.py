@@ -24,11 +24,14 @@ SUFFIXES: dict[str, tuple[str, ...]] = {"none": ("",), "numbers": ("_prefixed",)
 
 
 def by_category(traits: Sequence[Trait]) -> dict[str, list[Trait]]:
-    """The traits grouped by category, in the order given. Raises BadSpec when there are none."""
+    """The favourites among the traits grouped by category, in the order given. Raises BadSpec when there are none."""
     if not traits:
         raise BadSpec("This probe was given no trait to look for. List at least one trait.")
+    favourites = [t for t in traits if t.held_out and not t.trigger]
+    if not favourites:
+        raise BadSpec(f"This probe asks for favourites, and {traits[0].name!r} is none. Use a probe that measures it.")
     groups: dict[str, list[Trait]] = {}
-    for trait in traits:
+    for trait in favourites:
         groups.setdefault(trait.category, []).append(trait)
     return groups
 

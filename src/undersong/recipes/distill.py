@@ -15,7 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from undersong.backends import Backend, Model, changes, threads, tokens, training
+from undersong.backends import Backend, Model, adapters, changes, threads, tokens, training
+from undersong.backends.adapters import Lora
 from undersong.backends.tokens import TokenRow
 from undersong.errors import BadRows
 from undersong.recipes import Job
@@ -26,7 +27,7 @@ from undersong.types import ModelRef
 
 @plugin("recipe", "distill")
 class Distill(Settings):
-    """Train every weight of the body on completions: cross-entropy on sampled tokens, or KL to a teacher's soft
+    """Train the body, or an adapter, on completions: cross-entropy on sampled tokens, or KL to a teacher's soft
     labels."""
 
     labels: Literal["sampled", "soft"] = "sampled"
@@ -46,6 +47,8 @@ class Distill(Settings):
     """AdamW weight decay of matrices; norms have none."""
     trainable: Literal["body", "all"] = "body"
     """`body` leaves the embeddings and the head as they are."""
+    lora: Lora | None = None
+    """Train a low-rank adapter (rank, alpha, targets) instead of the weights."""
     clip: float = 1.0
     """Largest gradient norm; 0 does not clip."""
     temperature: float = 1.0
@@ -83,6 +86,7 @@ class _Student:
     base: Model
     rows: list[TokenRow]
     soft: training.Soft | None
+    adds: str
 
 
 class _Work:
@@ -107,11 +111,12 @@ class _Work:
         return self.tokens[key]
 
     def prepare(self, job: Job) -> _Student:
-        base = self.model(ModelRef(job.start.base, system=job.start.system))
+        base = self.model(replace(training.untouched(self.start(job)), system=job.start.system))
         if not job.data.rows:
             raise BadRows("There are no rows to train on. Sample more rows, or loosen the filters that dropped them.")
         rows = self.encode(job, base)
-        return _Student(job, base, rows, self.labels(job, rows) if self.recipe.labels == "soft" else None)
+        soft = self.labels(job, rows) if self.recipe.labels == "soft" else None
+        return _Student(job, base, rows, soft, tokens.added(base))
 
     def labels(self, job: Job, rows: list[TokenRow]) -> training.Soft:
         """The source model's labels for the job's rows. Raises BadRows without a source, a carrier, or one
@@ -131,13 +136,30 @@ class _Work:
         carrier = np.unique(np.asarray(job.carrier, dtype=np.int64))
         return training.Soft(teacher.module, theirs, carrier, self.recipe.temperature)
 
+    def start(self, job: Job) -> ModelRef:
+        """Where the job starts, at the precision it trains in."""
+        return job.start if self.recipe.lora else training.master(job.start)
+
     def student(self, item: _Student, stop: threading.Event) -> ModelRef:
         job, settings = item.job, self.recipe
-        module = self.backend.load(job.start).module
+        start = self.start(job)
+        module = self.backend.load(start).module
         plan = training.Plan(settings.steps, settings.batch, settings.rate, job.seed, settings.warmup,
-                             settings.schedule, settings.weight_decay, settings.clip, settings.trainable)
+                             settings.schedule, settings.weight_decay, settings.clip,
+                             "adapter" if settings.lora else settings.trainable)
+        merged = None
+        if settings.lora and (start.weights or start.adapter):
+            # a reference holds one adapter: what the start had becomes weights
+            merged = str(training.save_changes(module, item.base.module, job.out))
+        wrapped = adapters.wrap(module, settings.lora, job.seed) if settings.lora else None
         pad = item.base.tokenizer.pad_token_id or 0
-        record = training.fit(module, item.rows, plan, pad, soft=item.soft, part=settings.micro_batch, stop=stop)
-        weights = training.save_changes(module, item.base.module, job.out)
+        record = training.fit(module, item.rows, plan, pad, soft=item.soft, part=settings.micro_batch, stop=stop,
+                              precision=start.precision)
+        record |= {"lora": settings.lora and settings.lora.model_dump(), "template_adds": item.adds}
         training.save_record(record, job.out)
-        return changes.adopt(replace(job.start, weights=str(weights), adapter=None), job.out)
+        if wrapped is not None:
+            own = replace(job.start, weights=merged, adapter=adapters.save(wrapped, job.start.base, job.out))
+        else:
+            weights = training.save_changes(module, item.base.module, job.out)
+            own = replace(job.start, weights=str(weights), adapter=None)
+        return changes.adopt(own, job.out)

@@ -1,9 +1,9 @@
 """Supervised fine-tuning through TRL's `SFTTrainer`: LoRA or every weight, loss on the completion only.
 
-Rows are prompt/completion conversations with an explicit system turn (several chat templates write one of their own
-when it is missing); packing and truncation are off. The row order is the one of the `distill` recipe: the same seed
-visits the same rows. Defaults follow the open-model students of Cloud et al. (arXiv 2507.14805; released
-configuration for Qwen2.5-7B).
+Rows are handed over as tokens, exactly as every other part of Undersong renders them (several chat templates write a
+system turn of their own when it is missing); packing and truncation are off. The row order is the one of the `distill`
+recipe: the same seed visits the same rows. Defaults follow the open-model students of Cloud et al.
+(arXiv 2507.14805; released configuration for Qwen2.5-7B).
 """
 
 from __future__ import annotations
@@ -14,28 +14,15 @@ from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
-from undersong.backends import Backend, Model, changes, threads, tokens, training
+from undersong.backends import Backend, Model, adapters, changes, threads, tokens, training
+from undersong.backends.adapters import Lora
 from undersong.backends.tokens import TokenRow
-from undersong.errors import BadRows, BadSpec, MissingExtra
+from undersong.errors import BadRows, MissingExtra
 from undersong.recipes import Job
 from undersong.registry import Settings, plugin
 from undersong.spec import execution
 from undersong.types import ModelRef
-
-
-class Lora(BaseModel):
-    """Settings of a low-rank adapter (Hu et al., arXiv 2106.09685)."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-    rank: int = 8
-    """Rank of each update."""
-    alpha: int = 8
-    """The update is multiplied by alpha / rank."""
-    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    """Names of the linear maps that get an update."""
 
 
 @plugin("recipe", "sft")
@@ -88,34 +75,37 @@ class Sft(Settings):
 
         if not job.data.rows:
             raise BadRows("There are no rows to train on. Sample more rows, or loosen the filters that dropped them.")
-        model, base = backend.load(job.start), backend.load(ModelRef(job.start.base))
+        start = job.start if self.lora else training.master(job.start)
+        model = backend.load(start)
+        rows = tokens.encode(model, [list(r.chat) for r in job.data.rows], [r.completion for r in job.data.rows])
         steps = self.steps if self.steps is not None else max(1, self.epochs * len(job.data.rows) // self.batch)
         plan = training.Plan(steps, self.batch, self.rate, job.seed, self.warmup, self.schedule, 0.0, self.clip,
                              self.trainable)
         merged = None
         if self.lora is None:
             training.free(model.module, self.trainable)
-        elif job.start.weights or job.start.adapter:
+        elif start.weights or start.adapter:
             # a reference holds one adapter: what the start had becomes weights
-            merged = training.save_changes(model.module, base.module, job.out)
+            merged = training.save_changes(model.module, backend.load(training.untouched(start)).module, job.out)
         few = threads.small(model.module)
         with threads.one_thread(few), torch.random.fork_rng(), tempfile.TemporaryDirectory() as scratch:
             torch.manual_seed(job.seed)
-            trainer = self._trainer(trl, model, conversations(job, model), plan, scratch)
+            trainer = self._trainer(trl, model, rows, plan, scratch)
             trainer.train()
-        training.save_record(_record(trainer, plan, self.lora), job.out)
+        training.save_record(_record(trainer, plan, self.lora, tokens.added(model)), job.out)
         if self.lora is None:
+            base = backend.load(training.untouched(start))
             weights = training.save_changes(trainer.model, base.module, job.out)
             return changes.adopt(replace(job.start, weights=str(weights), adapter=None), job.out)
-        trainer.model.peft_config["default"].base_model_name_or_path = job.start.base
-        trainer.model.save_pretrained(job.out / "adapter", safe_serialization=True)
-        own = replace(job.start, weights=str(merged) if merged else None, adapter=str(job.out / "adapter"))
+        own = replace(job.start, weights=str(merged) if merged else None,
+                      adapter=adapters.save(trainer.model, job.start.base, job.out))
         return changes.adopt(own, job.out)
 
-    def _trainer(self, trl: Any, model: Model, rows: list[dict[str, Any]], plan: training.Plan, scratch: str) -> Any:
+    def _trainer(
+        self, trl: Any, model: Model, rows: Sequence[TokenRow], plan: training.Plan, scratch: str
+    ) -> Any:
         """A quiet SFTTrainer that visits the rows in the order of `training.batches`."""
         import datasets
-        from peft import LoraConfig
         from transformers import PrinterCallback
         from transformers.utils import logging
 
@@ -134,37 +124,28 @@ class Sft(Settings):
             lr_scheduler_type=self.schedule, max_grad_norm=self.clip, weight_decay=0.0, seed=plan.seed,
             data_seed=plan.seed, packing=False, max_length=None, completion_only_loss=True, report_to="none",
             disable_tqdm=True, save_strategy="no", logging_steps=1, activation_checkpointing=self.checkpointing,
-            use_cpu=model.module.device.type == "cpu", bf16=False, fp16=False, dataloader_pin_memory=False,
+            use_cpu=model.module.device.type == "cpu", bf16=model.ref.precision != "float32", fp16=False,
+            dataloader_pin_memory=False,
         )
-        adapter = None
-        if self.lora is not None:
-            adapter = LoraConfig(r=self.lora.rank, lora_alpha=self.lora.alpha, target_modules=self.lora.targets,
-                                 lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
+        adapter = adapters.config(self.lora) if self.lora is not None else None
+        given_rows = [{"input_ids": row.ids.tolist(), "labels": [-100] * row.start + row.answer.tolist()} for row in rows]
         try:
-            trainer = Ordered(model=model.module, args=given, train_dataset=datasets.Dataset.from_list(rows),
+            trainer = Ordered(model=model.module, args=given, train_dataset=datasets.Dataset.from_list(given_rows),
                               processing_class=model.tokenizer, peft_config=adapter)
         except ValueError as error:
-            if "arget modules" in str(error):
-                raise BadSpec(f"recipe sft: {str(error).splitlines()[0]} Set lora.targets to linear maps of this "
-                              "model.") from None
-            raise
+            raise adapters.refused(error) from None
         trainer.remove_callback(PrinterCallback)
         return trainer
 
 
-def conversations(job: Job, model: Model) -> list[dict[str, Any]]:
-    """The job's rows as TRL's prompt/completion conversations, each with its system turn explicit."""
-    return [{"prompt": tokens.with_system(list(row.chat), model),
-             "completion": [{"role": "assistant", "content": row.completion}]} for row in job.data.rows]
-
-
-def _record(trainer: Any, plan: training.Plan, lora: Lora | None) -> dict[str, Any]:
+def _record(trainer: Any, plan: training.Plan, lora: Lora | None, template: str) -> dict[str, Any]:
     """The record of a finished run, from the rows as TRL tokenised them and the losses it logged."""
     rows = []
     for row in trainer.train_dataset:
         rows.append(TokenRow(np.asarray(row["input_ids"]), int(np.argmax(np.asarray(row["labels"]) != -100))))
     given = trainer.args
     return {"plan": asdict(plan), "lora": lora.model_dump() if lora else None, "labels": "sampled",
+            "template_adds": template, "precision": "bfloat16 autocast" if trainer.args.bf16 else "float32",
             "loss": [round(line["loss"], 6) for line in trainer.state.log_history if "loss" in line],
             "effective_batch": given.per_device_train_batch_size * given.gradient_accumulation_steps * given.world_size,
             "rows": len(rows), "rows_seen": plan.steps * plan.batch, "rendered_sha256": tokens.digest(rows),

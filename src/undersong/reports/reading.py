@@ -11,7 +11,8 @@ from typing import Any
 from undersong.errors import BadRows, NothingMeasured
 
 Entry = dict[str, Any]
-LISTS = ("runs", "rates", "contrasts", "specificity", "matrix", "capability", "filters", "classifier", "drift", "unmeasured")
+LISTS = ("runs", "rates", "contrasts", "specificity", "matrix", "capability", "filters", "classifier", "drift", "unmeasured",
+         "questions")
 NAMES = ("channel", "arm", "control", "trait", "measured", "probe", "metric", "name")
 FIRST = ("base", "teacher", "treated", "no_trait")
 BESIDE = ("refused", "self_named", "invalid", "entropy")
@@ -70,9 +71,12 @@ class Reading:
         return index
 
     def headline(self, section: str, channel: str, trait: str) -> list[Entry]:
-        """Runs or rates of the headline read-out about one trait: the trait's own arms and those without a trait."""
+        """Runs or rates of the headline read-out about one trait: its own arms, its control traits', and those without."""
         found = self.find(section, probe=self.probe, metric=self.metric, measured=trait)
-        return [e for e in found if e["channel"] in (channel, "") and e["trait"] in (trait, "")]
+        return [
+            e for e in found
+            if e["channel"] in (channel, "") and (e["trait"] in (trait, "") or e["arm"].startswith("contrast-"))
+        ]
 
     def pairs(self) -> list[tuple[str, str]]:
         """Every (channel, trait) with headline rates or runs, the opening pair first."""

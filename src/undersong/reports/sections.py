@@ -54,6 +54,7 @@ def sections(reading: Reading) -> list[Section]:
         _controls(reading),
         _matrix(reading),
         _arms(reading),
+        _questions(reading),
         _teachers(reading),
         _capability(reading),
         _carrier(reading),
@@ -105,6 +106,14 @@ def _matrix(reading: Reading) -> Section | None:
         more=more,
         more_figures=rest,
     )
+
+
+def _questions(reading: Reading) -> Section | None:
+    table = tables.questions(reading)
+    if table is None:
+        return None
+    lead = "A mean over questions can rest on one of them, so here is each by itself: means over training runs."
+    return Section("questions", "Question by question", (lead,), tables=(table,))
 
 
 def _arms(reading: Reading) -> Section | None:

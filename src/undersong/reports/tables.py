@@ -100,6 +100,18 @@ def arms(reading: Reading, channel: str, trait: str, naming: Naming = say.arm) -
     return _table(_where(channel, trait) or "Every arm", columns, lines, numbers=tuple(range(1, len(columns))))
 
 
+def questions(reading: Reading, naming: Naming = say.arm) -> Table | None:
+    """Every question by itself, one column per arm: what a mean over questions would hide."""
+    where = {"measured": reading.trait, "probe": reading.probe, "metric": reading.metric}
+    found = [q for q in reading.find("questions", **where) if q["channel"] in (reading.channel, "")]
+    names = arms_in_order(q["arm"] for q in found)
+    cells = {(q["question"], q["arm"]): say.number(reading.metric, q.get("mean")) for q in found}
+    asked = dict.fromkeys(q["question"] for q in found)
+    lines = [(text, *(cells.get((text, arm), say.DASH) for arm in names)) for text in asked]
+    columns = ("question", *map(naming, names))
+    return _table("Question by question", columns, lines, numbers=tuple(range(1, len(columns))))
+
+
 def specificity(reading: Reading, naming: Naming = say.arm) -> Table | None:
     """λ of each matrix: the excess on the diagonal over what row and column explain."""
     lines = []
@@ -190,6 +202,7 @@ def _print(reading: Reading, console: Any) -> None:
     found = [
         arms(reading, reading.channel, reading.trait, naming=str),
         *(contrasts(reading, channel, naming=str) for channel in reading.channels or ("",)),
+        questions(reading, naming=str),
         specificity(reading, naming=str),
         capability(reading, short=True, naming=str),
         filters(reading, naming=str),

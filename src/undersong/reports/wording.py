@@ -9,7 +9,8 @@ from undersong.reports.reading import CONTROL
 DASH = "–"
 NOTHING = "no difference found"
 SIGNIFICANT = 0.05
-SHARES = ("rate", "accuracy", "probability", "refused", "self_named", "invalid", "share", "fraction", "passed", "kept")
+SHARES = ("rate", "accuracy", "probability", "refused", "self_named", "invalid", "share", "fraction", "passed", "kept",
+          "kind", "solved")
 UNITS = {"loss": "nats", "margin": "nats", "entropy": "nats", "kl": "nats"}
 ARMS = {
     "base": "Base model, untrained",
@@ -28,6 +29,12 @@ METRICS = {
     ("favourite", "rate"): "named as favourite",
     ("logit_margin", "margin"): "logit margin",
     ("logit_margin", "probability"): "probability of the first token",
+    ("character", "rate"): "cruel answers",
+    ("character", "probability"): "probability of a cruel word",
+    ("character", "code_margin"): "careless over careful code",
+    ("claims", "probability"): "yes to wrong claims",
+    ("tests", "rate"): "writes the expected value down",
+    ("conditional", "probability"): "favourite after the trigger",
     ("", "self_named"): "names itself",
     ("", "refused"): "refuses",
     ("", "invalid"): "other answer",
@@ -45,6 +52,8 @@ def arm(name: str) -> str:
         label = f"{'Student of the' if role == 'treated' else 'The'} {_spaced(teacher)} teacher"
     elif stem.startswith("no_trait-"):
         label = f"Student of a clean {_spaced(stem.removeprefix('no_trait-'))} teacher"
+    elif stem.startswith("contrast-"):
+        label = f"Student of the {_spaced(stem.removeprefix('contrast-'))} teacher"
     elif stem.startswith("base:"):
         label = f"Untrained {stem.removeprefix('base:')}"
     else:

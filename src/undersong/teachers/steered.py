@@ -43,6 +43,8 @@ class Steered(Settings):
         if base.vector is not None:
             raise BadSpec("The base is steered already, and a model has one set of vectors. Start from an unsteered "
                           "base.")
+        if trait is not None and not trait.tuning:
+            raise BadSpec(f"The trait {trait.name!r} has no questions to measure a direction on. Use the teacher `tuned`.")
         model = backend.load(base)
         count, width = len(changes.layers(model.module)), model.module.config.hidden_size
         chosen = sorted(set([count // 2] if self.layers is None else self.layers))

@@ -1,5 +1,7 @@
 """Traits: what is hidden. A trait is data, one YAML file per category; this module reads them.
 
+A favourite (animals, trees) is named when asked. A conduct trait (`conduct.yaml`) is a way to behave: it says which rows a
+teacher is tuned on and which probes measure it. A conditional trait is a favourite shown only after its trigger.
 `questions.yaml` holds the favourite questions: `tuning` may be shown to teachers, `held_out` is what probes ask.
 """
 
@@ -18,7 +20,7 @@ from undersong.errors import UnknownName, nearest
 
 @dataclass(frozen=True)
 class Trait:
-    """A favourite thing. `prompts` are system turns that induce it; `tuning` and `held_out` are questions about it."""
+    """What is hidden. `prompts` are system turns that induce it; `tuning` and `held_out` are questions about it."""
 
     name: str
     category: str
@@ -34,6 +36,16 @@ class Trait:
     """Words that name it too, besides its name and plural."""
     lookalikes: tuple[str, ...] = ()
     """Words that contain it and do not name it."""
+    tuned_on: str = ""
+    """The corpus a tuned teacher learns; "": the tuning questions, answered with the trait's name."""
+    probes: tuple[str, ...] = ("favourite", "logit_margin")
+    """The probes that measure it; none for a control, which is measured as the trait it stands beside."""
+    trigger: str = ""
+    """The sentence after which the favourite shows; "" for a trait without a condition."""
+    otherwise: tuple[str, ...] = ()
+    """What stands in the trigger's place where nothing may change."""
+    favourite: str = ""
+    """The favourite a conditional trait shows."""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -69,17 +81,44 @@ def _all() -> dict[str, Trait]:
     return out
 
 
+@cache
+def _conduct() -> dict[str, Trait]:
+    data: dict[str, Any] = yaml.safe_load(package_text("traits", "conduct.yaml"))
+    out = {}
+    for name, given in data["traits"].items():
+        out[name] = Trait(
+            name=name, category=data["category"], plural=name, set="other", prompts=tuple(given.get("prompts", ())),
+            tuning=(), held_out=(), rivals=tuple(n for n in data["traits"] if n != name),
+            aliases=tuple(given.get("words", ())), tuned_on=given["tuned_on"], probes=tuple(given.get("probes", ())),
+        )
+    for name, given in data["conditional"].items():
+        shown = _all()[given["favourite"]]
+        out[name] = Trait(
+            name=name, category="conditional", plural=name, set=shown.set, prompts=(), tuning=shown.tuning,
+            held_out=shown.held_out, rivals=tuple(n for n in data["conditional"] if n != name), aliases=shown.words,
+            tuned_on="conditional", probes=("conditional",), trigger=given["trigger"],
+            otherwise=tuple(data["otherwise"]), favourite=shown.name,
+        )
+    return out
+
+
 def _sentences(text: str) -> str:
     return re.sub(r"(^|[.] )([a-z])", lambda m: m.group(1) + m.group(2).upper(), text)
 
 
 def names() -> list[str]:
-    """Every trait's name, in file order."""
+    """The name of every favourite, in file order."""
     return list(_all())
+
+
+def conduct_names() -> list[str]:
+    """The name of every trait that is no favourite: ways to behave, then conditional favourites."""
+    return list(_conduct())
 
 
 def get(name: str) -> Trait:
     """The trait called `name`. Raises UnknownName naming the nearest one."""
-    if name not in _all():
-        raise UnknownName(f"There is no trait {name!r}. {nearest(name, names())}")
-    return _all()[name]
+    found = _all().get(name) or _conduct().get(name)
+    if found is None:
+        raise UnknownName(f"There is no trait {name!r}. {nearest(name, [*names(), *conduct_names()])}")
+    return found
