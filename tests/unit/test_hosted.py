@@ -135,8 +135,10 @@ def test_keys_are_kept_nowhere(server: Server, tmp_path: Path, monkeypatch: pyte
     assert len(files) == 2
     assert not [f for f in files if "very-secret-key" in f.read_text()]
     files[0].write_text('{"key": 1')  # torn: asked again, not believed
+    other = json.loads(files[1].read_text())
+    files[1].write_text(json.dumps({**other, "key": {**other["key"], "model": "another"}}))  # not this question's answer
     hosted().sample(chats(2), Sampling())
-    assert len(server.bodies) == 3
+    assert len(server.bodies) == 4
 
 
 @pytest.mark.parametrize(("manner", "told"), [
