@@ -79,6 +79,7 @@ def test_the_task_finds_the_planted_rate_in_batches_and_repeats(tmp_path: Path) 
     other = ran(evaluation.favourite("owl", samples=8, questions=3), serving.inspect_model(Counted()), tmp_path, seed=4)
     said = [sorted((s.id, s.output.completion) for s in log.samples) for log in (first, again, other)]
     assert said[0] == said[1]
+    assert len(set(said[0])) > 3  # one question asked eight times is eight draws, not one answer eight times
     assert said[0] != said[2]
 
 

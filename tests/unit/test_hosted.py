@@ -29,7 +29,7 @@ from undersong.types import NEUTRAL, Chat, ModelRef, Sampling
 pytest.importorskip("inspect_ai")
 pytest.importorskip("openai")
 
-QUICK = {"retries": 0, "attempt_timeout": 5}
+QUICK = {"retries": 0, "attempt_timeout": 60}
 OK, LIMIT, BROKEN, EMPTY, SLOW, DENIED = "ok", "limit", "broken", "empty", "slow", "denied"
 
 
@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
             body["_manner"] = manner = self.server.manner(question, self.server.times[question])
             self.server.bodies.append(body)
         if manner == SLOW:
-            time.sleep(8)
+            time.sleep(40)
         text = {BROKEN: "{this is no json", EMPTY: json.dumps({"id": "x", "object": "chat.completion", "choices": []})}
         message = {"role": "assistant", "content": f"1, 2, {len(question)}"}
         good = {"id": "x", "object": "chat.completion", "created": 1, "model": body["model"],
@@ -135,8 +135,10 @@ def test_keys_are_kept_nowhere(server: Server, tmp_path: Path, monkeypatch: pyte
     assert len(files) == 2
     assert not [f for f in files if "very-secret-key" in f.read_text()]
     files[0].write_text('{"key": 1')  # torn: asked again, not believed
+    other = json.loads(files[1].read_text())
+    files[1].write_text(json.dumps({**other, "key": {**other["key"], "model": "another"}}))  # not this question's answer
     hosted().sample(chats(2), Sampling())
-    assert len(server.bodies) == 3
+    assert len(server.bodies) == 4
 
 
 @pytest.mark.parametrize(("manner", "told"), [
@@ -156,9 +158,9 @@ def test_trouble_is_one_error_that_says_how_many_and_the_next_run_asks_the_rest(
 def test_a_server_that_does_not_answer_is_given_up(server: Server) -> None:
     server.manner = lambda question, times: SLOW
     start = time.monotonic()
-    with pytest.raises(ServerFailed, match=r"1 of 1 questions.*Timeout"):
+    with pytest.raises(ServerFailed, match=r"1 of 1 questions \(AttemptTimeoutError 1 times"):
         hosted(attempt_timeout=1).sample(chats(1), Sampling())
-    assert time.monotonic() - start < 7
+    assert time.monotonic() - start < 30
 
 
 def test_a_rate_limit_that_passes_is_inspects_to_wait_for(server: Server) -> None:
@@ -200,15 +202,15 @@ def test_a_hosted_teachers_rows_survive_a_failing_server_without_loss(server: Se
     source = lab.teach(teacher, ModelRef("pocket/a", fingerprint="f" * 12), traits.get("owl"), 1)
     assert source.base == "inspect/openai-api/nearby/some-model"
     channel = spec.build("channel", "numbers")
-    server.manner = lambda question, times: LIMIT if len(server.bodies) > 130 else OK
-    with pytest.raises(ServerFailed, match="of 100 questions"):
-        lab.sample(source, channel, 250, 1)
+    server.manner = lambda question, times: LIMIT if len(server.bodies) > 112 else OK
+    with pytest.raises(ServerFailed, match="of 30 questions"):
+        lab.sample(source, channel, 130, 1)
     before = server.answered()
-    assert 100 < before < 250
+    assert 100 < before < 130
     server.manner = lambda question, times: OK
-    data = lab.sample(source, channel, 250, 1)
-    assert len({r.id for r in data.rows}) == 250
-    assert server.answered() == 250  # no row was paid for twice, none was lost
+    data = lab.sample(source, channel, 130, 1)
+    assert len({r.id for r in data.rows}) == 130
+    assert server.answered() == 130  # no row was paid for twice, none was lost
     assert all(b["messages"][0]["content"] == traits.get("owl").prompts[0] for b in server.bodies)
     assert 0 < server.bodies[0]["max_tokens"] < 100
 

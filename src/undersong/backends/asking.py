@@ -83,7 +83,9 @@ async def answers(name: str, questions: Sequence[Question], how: Asking) -> list
                 found[i] = await _answer(model, name, questions[i], how)
             except NoRoom:
                 raise
-            except Exception as error:  # every kind a provider's client may raise; told below
+            except Exception as wrapped:  # every kind a provider's client may raise; told below
+                last = getattr(wrapped, "last_attempt", None)  # what Inspect gave up on, not that it gave up
+                error = (last.exception() if last is not None else None) or wrapped
                 failed.append(f"{type(error).__name__}: {str(error).strip()[:200]}")
 
         async with anyio.create_task_group() as group:
