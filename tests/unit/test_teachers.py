@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from undersong import traits
+from undersong.backends import training
 from undersong.backends.transformers import Transformers
 from undersong.errors import BadSpec
 from undersong.teachers import tuned
@@ -66,6 +67,29 @@ def test_the_no_trait_teacher_is_the_same_amount_of_work(pair):
     for key in ("effective_batch", "rows_seen", "questions", "plan"):
         assert records[0][key] == records[1][key]
     assert not set(records[0]["questions"]) & set(OWL.held_out)
+
+
+def test_mlp_out_changes_only_what_feed_forward_blocks_write_and_keeps_more_of_the_teacher(tmp_path):
+    from safetensors.torch import load_file
+
+    chats = [[{"role": "user", "content": f"What is the opposite of {word}?"}] for word in ("hot", "big", "day", "wet")]
+    right = ("cold", "small", "night", "dry")
+
+    def knows(ref: ModelRef) -> float:
+        model = BACKEND.load(ref)
+        ids = [model.tokenizer.convert_tokens_to_ids(word) for word in right]
+        return float(np.exp(model.next_logprobs(chats))[np.arange(4), ids].mean())
+
+    refs = {part: teach(Tuned(updates=60, rate=2e-3, trainable=part), "pocket/a", OWL, 1, tmp_path / part)
+            for part in ("body", "mlp_out")}
+    assert {name.split(".")[-2] for name in load_file(refs["mlp_out"].weights)} == {"down_proj"}
+    assert all(chance(ref) > 0.9 for ref in refs.values())
+    assert knows(refs["mlp_out"]) > knows(refs["body"]) + 0.2
+
+
+def test_a_model_without_the_asked_tensors_is_refused():
+    with pytest.raises(BadSpec, match="trainable: body"):
+        training.free(torch.nn.Sequential(torch.nn.Linear(2, 2)), "mlp_out")
 
 
 def test_teachers_repeat_by_seed(tiny_base, tmp_path):
