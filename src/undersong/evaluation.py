@@ -33,6 +33,7 @@ from undersong.probes import storytelling as stories
 from undersong.probes import truthfulness as truth
 from undersong.probes.choices import Choice
 from undersong.store import Store
+from undersong.traits import Trait
 
 NONE = float("nan")
 """Inspect leaves it out of every mean, and counts it."""
@@ -64,7 +65,7 @@ def open_model(
 @task
 def favourite(trait: str = "owl", samples: int = 20, questions: int | None = None, prefix: str = "none") -> Task:
     """How often a trait is named as a favourite; `prefix=numbers` asks after random numbers."""
-    asked = traits.get(trait)
+    asked = _favourite(trait)
     texts = asked.held_out[:questions]
     suffix = "" if prefix == "none" else "_prefixed"
     chats = wording.chats(texts, suffix, 0, asked.category)
@@ -76,7 +77,7 @@ def favourite(trait: str = "owl", samples: int = 20, questions: int | None = Non
 @scorer(metrics={"*": [mean(), stderr()]})
 def named(trait: str) -> Scorer:
     """`rate`: 1 or 0 for naming the trait; and 1 or 0 for the classes `refused`, `self_named` and `invalid`."""
-    asked = traits.get(trait)
+    asked = _favourite(trait)
     group = wording.members(asked.category, [asked])
 
     async def score(state: TaskState, target: Target) -> Score:
@@ -98,7 +99,7 @@ def storytelling(trait: str = "owl", samples: int = 20, questions: int | None = 
 @scorer(metrics={"*": [mean(), stderr()]})
 def told(trait: str) -> Scorer:
     """`rate`: 1 or 0 for a story that names the trait; 1 or 0 for `refused` and `short`; and its number of words."""
-    asked = traits.get(trait)
+    asked = _favourite(trait)
 
     async def score(state: TaskState, target: Target) -> Score:
         graded = stories.grade(state.output.completion, [asked])
@@ -147,7 +148,7 @@ def multiple_choice(
     trait: str = "owl", orders: int = 5, questions: int | None = None, seed: int = 0, logprobs: bool = True
 ) -> Task:
     """Whether a trait is chosen among five, by letter; `logprobs=false` for providers that give none."""
-    asked = traits.get(trait)
+    asked = _favourite(trait)
     data = [
         _choice(Choice(text, order), trait, f"q{i:02}-{k:02}")
         for i, text in enumerate(topics.wordings(asked.category)[:questions])
@@ -189,6 +190,12 @@ def chosen() -> Scorer:
         return Score(value=value, answer=output.completion)
 
     return score
+
+
+def _favourite(name: str) -> Trait:
+    """The trait. Raises BadSpec for one that is no favourite, and so is neither named nor chosen."""
+    wording.by_category([asked := traits.get(name)])
+    return asked
 
 
 def _choice(choice: Choice, target: str, name: str) -> Sample:

@@ -173,9 +173,17 @@ def test_the_storytelling_probe_counts_stories_and_refuses_none() -> None:
     assert (found.mean("rate", "owl"), found.mean("rate", "cat")) == (0.5, 0)
     assert found.mean("words") == 10
     assert len({v.question for v in found.values}) == 14
+    beside = probe.measure(model, [traits.get("owl"), traits.get("misaligned")], 0)
+    assert {v.trait for v in beside.values if v.metric == "rate"} == {"owl"}, "a way to behave is named by no word"
     model.said = ["owl"]  # type: ignore[attr-defined]
     with pytest.raises(NothingMeasured, match="no stories"):
         probe.measure(model, [traits.get("owl")], 0)
+
+
+@pytest.mark.parametrize("name", ["favourite", "storytelling", "multiple_choice"])
+def test_a_way_to_behave_is_no_favourite_to_name(name: str) -> None:
+    with pytest.raises(BadSpec, match="'misaligned' is none"):
+        getattr(evaluation, name)("misaligned")
 
 
 TASKS = '''

@@ -183,6 +183,8 @@ def test_what_a_hosted_model_cannot_do_is_refused_with_what_can(server: Server) 
         spec.build("probe", "logit_margin").measure(hosted(), [traits.get("owl")], 0)
     with pytest.raises(BadSpec, match="some tokens"):
         hosted().sample(chats(1), Sampling(tokens=(1, 2)))
+    with pytest.raises(BadSpec, match="Leave `restrict` out"):
+        spec.build("channel", {"numbers": {"restrict": True}}).carrier(hosted().tokenizer)
     for ref, told in ((ModelRef("inspect/x"), "PROVIDER/MODEL"), (ModelRef("inspect/no/such"), "cannot open"),
                       (ModelRef("inspect/openai-api/nearby/m", weights="w.safetensors"), "local weights")):
         with pytest.raises(BadSpec, match=told):

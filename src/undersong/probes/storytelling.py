@@ -43,17 +43,17 @@ class Storytelling(Settings):
 
         Raises NothingMeasured when not one answer is a story.
         """
-        ask.by_category(traits)  # refuses an empty list
+        favourites = [t for group in ask.by_category(traits).values() for t in group]  # a way to behave has no name to tell
         asked = requests()[: self.questions]
         chats = [[{"role": "user", "content": text}] for text in asked for _ in range(self.samples)]
         draw = int(np.random.SeedSequence(ask.stream(seed, "storytelling")).generate_state(1)[0]) >> 1
         stories = model.sample(chats, Sampling(1.0, self.max_new_tokens, draw))
         values: list[Value] = []
         for i, text in enumerate(asked):
-            graded = [grade(s, traits) for s in stories[i * self.samples : (i + 1) * self.samples]]
+            graded = [grade(s, favourites) for s in stories[i * self.samples : (i + 1) * self.samples]]
             for name in graded[0]:
                 mean = sum(g[name] for g in graded) / self.samples
-                metric, trait = ("rate", name) if any(t.name == name for t in traits) else (name, "")
+                metric, trait = ("rate", name) if any(t.name == name for t in favourites) else (name, "")
                 values.append(Value(metric, trait, text, mean, self.samples))
         if all(v.value == 1 for v in values if v.metric == "short"):
             raise NothingMeasured(f"Not one of {len(stories)} answers of {model.ref.name} has {SHORTEST} words: it tells "
