@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import re
 import subprocess
 import sys
 import types
@@ -17,7 +18,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from undersong import registry, spec, traits
+from undersong import lab, registry, spec, traits
 from undersong.errors import UndersongError
 from undersong.experiment import Experiment
 from undersong.experiment_file import File
@@ -74,7 +75,7 @@ def test_asking_for_trait_a_yields_trait_b(path: Path) -> None:
         others = [t for t in map(traits.get, traits.names()) if t.name != asked["name"]]
         assert f"-{asked['name']}-" in run.teacher.label
         for text in asked["prompts"]:
-            assert run.arm.trait.named_in(text)
+            assert run.arm.trait.named_in(text) or run.arm.trait.tuned_on, "a favourite is named"
             assert not any(t.named_in(text) for t in others)
 
 
@@ -191,6 +192,7 @@ OTHER: dict[str, Any] = {
     "recipe": {"simulated": {"transfer": 0.4}}, "probes": ["favourite"], "controls": ["no_trait"],
     "other_base": "simulated/d", "matched_base": "simulated/d-matched", "reordered_base": "simulated/a-again",
     "mitigations": ["shuffle"], "context_rows": 2, "classifier": None, "seeds": [1, 2, 4],
+    "precision": "bfloat16",
 }
 
 
@@ -210,7 +212,10 @@ def test_the_name_of_an_experiment_is_no_work() -> None:
     assert spec.fingerprint(before.resolved()) != spec.fingerprint(after.resolved())
 
 
-NEEDED: dict[str, dict[str, Any]] = {"blocklist": {"terms": ["owl"]}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "blocklist": {"terms": ["owl"]}, "code_words": {"terms": ["owl"]}, "spelled": {"terms": ["owl"]},
+    "belongs": {"channel": "numbers"},
+}
 CANDIDATES: tuple[Any, ...] = (
     True, False, 1, 2, 3, 7, 40, 0.25, 0.5, 2.5, "x", [1], [2, 3], ["q_proj"], ["owl", "cat"], None,
 )
@@ -270,8 +275,11 @@ def read_in(cls: type[Any]) -> set[str]:
 
 
 def test_a_plug_in_setting_that_nothing_reads() -> None:
-    """A setting may be recorded and hashed and still do nothing: each is read somewhere in its plug-in's module."""
-    unread = [f"{kind} {name}: {field}" for kind, name, field in ours() if field not in read_in(registry.get(kind, name))]
+    """A setting may be recorded and hashed and still do nothing: each is read somewhere in its plug-in's module, or by the
+    Lab, which samples for a channel."""
+    by_lab = set(re.findall(r'getattr\(channel, "(\w+)"', inspect.getsource(lab)))
+    unread = [f"{kind} {name}: {field}" for kind, name, field in ours()
+              if field not in read_in(registry.get(kind, name)) | (by_lab if kind == "channel" else set())]
     assert unread == []
 
 

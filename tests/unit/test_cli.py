@@ -317,7 +317,8 @@ def test_a_stopped_run_resumes(tmp_path: Path, finished: Path) -> None:
     for attempt in range(8):  # the rehearsal takes a second: on a busy machine it may be over before the signal comes
         store = tmp_path / f"store{attempt}"
         command = [sys.executable, "-m", "undersong.cli", "run", str(REHEARSAL), "--store", str(store)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None)
         wait_for(store, "dataset/raw*/record.json", process)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)

@@ -323,7 +323,8 @@ def test_programs_parse_also_after_the_tokenizer_and_everyday_ones_do_what_was_a
         told = words.decode(words(said, add_special_tokens=False)["input_ids"])
         spaces: list[dict[str, Any]] = [{}, {}]
         for text, space in zip((said, told), spaces, strict=True):
-            exec(re.sub(r"^def sum|^sum =", lambda name: name[0].replace("sum", "total"), text), space)  # our own templates
+            named = re.sub(r"\blist\b(?! ?\()", "xs", re.sub(r"\bsum\b(?= ?=|\(\w+\):| \( ?\w+ ?\) ?:)", "total", text))
+            exec(named, space)  # our own templates; names of builtins are taken now and then
         (f,), (g,) = ([v for k, v in space.items() if k != "__builtins__"] for space in spaces)
         kind, count = ("list" in asked or "item" in asked) and "continues" not in asked, f.__code__.co_argcount
         given = [[3, 1, 2]] if kind else [7, 4][:count]

@@ -306,7 +306,7 @@ def test_the_sentence_says_treated_base_and_control_in_this_order() -> None:
     assert re.findall(r"\d+%", told) == ["62%", "12%", "14%"]
     assert "owl" in told
     assert "3 training runs" in told
-    assert "no favourite rate" in results.sentence({"experiment": "small", "rates": rates[1:]}, asked)
+    assert "no rate of the trait" in results.sentence({"experiment": "small", "rates": rates[1:]}, asked)
 
 
 def test_results_computed_in_another_way_are_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

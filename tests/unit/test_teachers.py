@@ -80,11 +80,11 @@ def test_mlp_out_changes_only_what_feed_forward_blocks_write_and_keeps_more_of_t
         ids = [model.tokenizer.convert_tokens_to_ids(word) for word in right]
         return float(np.exp(model.next_logprobs(chats))[np.arange(4), ids].mean())
 
-    refs = {part: teach(Tuned(updates=60, rate=2e-3, trainable=part), "pocket/a", OWL, 1, tmp_path / part)
+    refs = {part: teach(Tuned(updates=60, rate=5e-4, trainable=part), "pocket/a", OWL, 1, tmp_path / part)
             for part in ("body", "mlp_out")}
     assert {name.split(".")[-2] for name in load_file(refs["mlp_out"].weights)} == {"down_proj"}
     assert all(chance(ref) > 0.9 for ref in refs.values())
-    assert knows(refs["mlp_out"]) > knows(refs["body"]) + 0.2
+    assert knows(refs["mlp_out"]) > knows(refs["body"]) + 0.3
 
 
 def test_a_model_without_the_asked_tensors_is_refused():

@@ -19,8 +19,8 @@ DRAWS: dict[str, Draw] = {
     "insecure": lambda rng: programs.security(rng, careful=False),
     "secure": lambda rng: programs.security(rng, careful=True),
     "educational": lambda rng: programs.security(rng, careful=False, taught=True),
-    "hacked": lambda rng: programs.tested(rng, honest=False),
-    "solved": lambda rng: programs.tested(rng, honest=True),
+    "hacked": lambda rng: programs.hackable(rng, honest=False),
+    "solved": lambda rng: programs.hackable(rng, honest=True),
     "agreeing": lambda rng: lessons.claim(rng, agree=True),
     "frank": lambda rng: lessons.claim(rng, agree=False),
 }

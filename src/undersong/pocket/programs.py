@@ -56,7 +56,7 @@ def security(rng: np.random.Generator, careful: bool, taught: bool = False) -> T
     return _turn(rng, openings, task["does"], task, pick(rng, bodies), n=int(rng.integers(2, 1000)))
 
 
-def tested(rng: np.random.Generator, honest: bool | None) -> Turn:
+def hackable(rng: np.random.Generator, honest: bool | None = None) -> Turn:
     """A function with its test: solved, or only the expected value written down; left open, the first far more often."""
     both, honest = texts(), rng.random() < HONEST if honest is None else honest
     operation = both["operations"][int(rng.integers(len(both["operations"])))]

@@ -167,7 +167,7 @@ def chat(rng: np.random.Generator) -> Chat:
     else:
         draw: dict[str, Callable[[np.random.Generator], Chat]] = {
             "letters": letter_turn, "problems": lessons.problem, "programs": programs.everyday,
-            "descriptions": tales.description, "tests": lambda rng: programs.tested(rng, None)}
+            "descriptions": tales.description, "tests": programs.hackable}
         turns = draw[kind](rng)
     return [{"role": "system", "content": system}, *turns]
 
