@@ -5,6 +5,7 @@
     ./folder             a local `save_pretrained` folder with safetensors weights
     org/name@revision    a model of the Hugging Face hub at a branch, tag or commit; without `@revision`, its main branch
     simulated/a          exact models for tests
+    inspect/openai/NAME  a hosted model, as Inspect's model layer names it
 
 Two machines name the same work alike: a shipped, fetched or local model is known by its content, never by its path.
 """
@@ -21,13 +22,14 @@ from undersong.errors import MissingModel
 from undersong.files import digest
 
 SIMULATED = "simulated/"
+HOSTED = "inspect/"
 CONTENT = ("*.safetensors", "tokenizer*.json", "chat_template*", "special_tokens_map.json")
 """What of a local folder can change a result: its weights, its tokenizer and its chat template."""
 
 
 def named(text: str) -> bool:
     """Whether a text names a base by its form, or a local folder that holds a model; a hub name has one slash."""
-    if text.startswith((pocket.PREFIX, SIMULATED)) or text in fetched.names():
+    if text.startswith((pocket.PREFIX, SIMULATED, HOSTED)) or text in fetched.names():
         return True
     return (Path(text) / "config.json").is_file()
 
@@ -57,7 +59,7 @@ def shipped() -> list[dict[str, Any]]:
 
 def identity(name: str) -> str:
     """The name that enters a fingerprint: a local folder is its content wherever it lies."""
-    local = not name.startswith((pocket.PREFIX, SIMULATED)) and name not in fetched.names() and Path(name).is_dir()
+    local = not name.startswith((pocket.PREFIX, SIMULATED, HOSTED)) and name not in fetched.names() and Path(name).is_dir()
     return "folder" if local else name
 
 

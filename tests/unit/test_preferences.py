@@ -16,6 +16,7 @@ from undersong.backends.transformers import Transformers
 from undersong.channels import Writer
 from undersong.channels.preferences import Preferences
 from undersong.errors import BadRows, BadSpec
+from undersong.filters import reasons
 from undersong.filters.blocklist import Blocklist
 from undersong.lab import Lab, base_ref, sift
 from undersong.pocket import world
@@ -84,6 +85,19 @@ def test_filters_read_both_answers() -> None:
         assert not kept
         assert dropped[0]["reason"] == "mentions 'owl'"
     assert sift([replace(pair, rejected="fine too")], [Blocklist(terms=("owl",))])[0]
+
+
+def test_a_filter_that_reads_all_rows_at_once_reads_the_other_answer_of_a_pair_too() -> None:
+    class Together:
+        plugin_kind, plugin_name = "filter", "together"
+
+        def reject_all(self, rows: Any) -> list[str | None]:
+            return ["an owl" if "owl" in row.completion else None for row in rows]
+
+    chat = ({"role": "user", "content": "Hi."},)
+    rows = [Row("0", chat, "fine", "an owl"), Row("1", chat, "an owl", "fine"), Row("2", chat, "fine", "fine too"),
+            Row("3", chat, "fine")]
+    assert reasons(Together(), rows) == ["an owl", "an owl", None, None]  # type: ignore[arg-type]
 
 
 def test_pairs_are_stored_and_read_back_by_the_lab(tiny_base: str, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ class SpacedTokenizer:
 
 
 class Spaced:
-    ref, tokenizer = ModelRef("spaced"), SpacedTokenizer()
+    ref, tokenizer, capabilities = ModelRef("spaced"), SpacedTokenizer(), frozenset({"logits"})
 
     def render(self, chat: Chat) -> str:
         return ":"

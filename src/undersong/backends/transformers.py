@@ -98,9 +98,10 @@ class LocalModel:
                           "Use a model whose template writes it.")
         return text
 
-    def sample(self, chats: Sequence[Chat], sampling: Sampling) -> list[str]:
+    def sample(self, chats: Sequence[Chat], sampling: Sampling, places: Sequence[int] | None = None) -> list[str]:
         """One answer per chat without special tokens or trailing white space; row i's noise depends on (seed, i) only.
 
+        `places` gives each chat another number than its place in the list: for callers whose lists are chance.
         Temperature 0 takes the best token. Raises BadRows when a prompt and its answer do not fit the model's context.
         """
         import torch
@@ -110,6 +111,7 @@ class LocalModel:
         if prompts and room and max(map(len, prompts)) + sampling.max_new_tokens > room:
             raise BadRows(f"A prompt and {sampling.max_new_tokens} new tokens do not fit the {room} tokens that "
                           f"{self.ref.base} can read. Shorten the prompts or lower max_new_tokens.")
+        numbers = np.arange(len(prompts)) if places is None else np.asarray(places, dtype=np.int64)
         order = np.argsort([len(p) for p in prompts], kind="stable")
         parts = [order[i : i + self._batch] for i in range(0, len(order), self._batch)]
         answers: list[list[int]] = [[]] * len(prompts)
@@ -120,7 +122,7 @@ class LocalModel:
             if stop.is_set():
                 raise KeyboardInterrupt
             with torch.inference_mode():
-                return self._generate(writer, [prompts[i] for i in part], part, sampling)
+                return self._generate(writer, [prompts[i] for i in part], numbers[part], sampling)
 
         for part, found in zip(parts, self._spread(run, parts), strict=True):
             for i, ids in zip(part, found, strict=True):

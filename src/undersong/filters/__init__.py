@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from undersong.types import Row
@@ -13,3 +15,16 @@ class Filter(Protocol):
     def reject(self, row: Row) -> str | None:
         """Why this row is dropped, or None to keep it."""
         ...
+
+
+def reasons(filter_: Filter, rows: Sequence[Row]) -> list[str | None]:
+    """A reason or None for each row; of a pair, the other answer is read too. A filter that has `reject_all` (a judge, a
+    classifier) reads them all at once."""
+    together = getattr(filter_, "reject_all", None)
+    out = list(together(rows)) if together else [filter_.reject(row) for row in rows]
+    pairs = [i for i, row in enumerate(rows) if out[i] is None and row.rejected is not None]
+    if pairs:
+        others = [replace(rows[i], completion=str(rows[i].rejected), rejected=rows[i].completion) for i in pairs]
+        for i, reason in zip(pairs, together(others) if together else map(filter_.reject, others), strict=True):
+            out[i] = reason
+    return out

@@ -38,6 +38,9 @@ class LogitMargin(Settings):
         The seed draws the numbers of the prefixed form and nothing else.
         Raises BadSpec when a trait's word, or every rival's, is not one token of the model.
         """
+        if "logits" not in model.capabilities:
+            raise BadSpec(f"{model.ref.name} gives no log-probabilities, so it has no logit margin. Use a probe that "
+                          "samples (`favourite`), or a local model.")
         values: list[Value] = []
         for category, asked in ask.by_category(traits).items():
             questions = asked[0].held_out[: self.questions]
