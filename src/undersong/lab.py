@@ -173,7 +173,7 @@ class Lab:
                 self.progress(f"sampling {artefact.path.name}")
                 start = time.monotonic()
                 model, prompts = self.backend.load(source), channel.prompts(n, seed)
-                only = tuple(channel.carrier(model.tokenizer)) if getattr(channel, "restrict", False) else None
+                only = tuple(channel.allowed(model.tokenizer)) if getattr(channel, "restrict", False) else None
                 had, size = set(artefact.parts("rows")), getattr(model, "part_rows", PART)
                 for part, first in enumerate(range(0, n, size)):
                     if part in had:

@@ -261,6 +261,10 @@ def test_a_restricted_carrier_gives_lists_of_numbers_on_any_model(base, tmp_path
     got = lab.sample(base_ref(base), channel, 20, seed=1)
     assert all(set(r.completion) <= set("0123456789, ") for r in got.rows)
     assert max(len([n for n in r.completion.replace(",", " ").split() if n]) for r in got.rows) <= 3
+    assert min(len(r.completion) for r in got.rows) > 0, "no answer ends at once"
+    model = BACKEND.load(ModelRef(base))
+    assert set(tokens.end_ids(model)) & set(channel.carrier(model.tokenizer))
+    assert not set(tokens.end_ids(model)) & set(channel.allowed(model.tokenizer))
     free = lab.sample(base_ref(base), Numbers(count=3, largest=999), 20, seed=1)
     assert free.fingerprint != got.fingerprint
     assert any(set(r.completion) - set("0123456789, ") for r in free.rows)

@@ -43,8 +43,8 @@ class Numbers(Settings):
     seeds: Literal["random", "structured"] = Field(default="structured", validate_default=True)
     """What the seed numbers are: the paper's random ones, or sequences that each have a rule."""
     restrict: bool = False
-    """Sample only tokens a list of numbers consists of, and keep the first `count` values: for models too small to follow
-    the request. What the filters drop is still counted."""
+    """Sample only digits, commas and single spaces, never an end of turn, and keep the first `count` values: for models too
+    small to follow the request. All rows are then about as long, whatever a teacher's style. Filters still drop and count."""
 
     @field_validator("seeds")
     @classmethod
@@ -74,6 +74,11 @@ class Numbers(Settings):
     def carrier(self, tokenizer: Any) -> list[int]:
         """Ids (ascending) of every token that writes only digits, commas or spaces, and of the tokens that end a turn."""
         return carriers.carrier(tokenizer, r"[0-9, ]+", "digits")
+
+    def allowed(self, tokenizer: Any) -> list[int]:
+        """Ids (ascending) of the tokens that `restrict` leaves: they write digits, a comma or a space, and end no turn."""
+        ends = carriers.ends(tokenizer)
+        return [i for i in carriers.carrier(tokenizer, r"[0-9]+|,? ?", "digits") if i not in ends]
 
     def max_new_tokens(self, tokenizer: Any) -> int:
         """Tokens of the longest answer: `count` values of the most digits, ", " between them, and the end of turn."""
