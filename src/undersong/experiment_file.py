@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -152,7 +153,8 @@ def _set(data: dict[str, Any], path: list[str], value: Any, key: str) -> None:
 
 
 class _Strict(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice: the second would silently win."""
+    """A safe loader that refuses a key given twice (the second would silently win) and reads `1e-3` as a number, as YAML 1.2
+    does; PyYAML wants `1.0e-3`."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -164,3 +166,6 @@ class _Strict(yaml.SafeLoader):
                 raise BadSpec(f"The key {key!r} is given twice in the experiment file. Keep one of them.")
             seen.add(key)
         return dict(super().construct_mapping(node, deep=deep))
+
+
+_Strict.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
