@@ -212,6 +212,13 @@ def test_set_overrides_values_and_settings_of_plug_ins() -> None:
     assert [p.plugin_name for p in asked.probes] == ["logit_margin"]
 
 
+@pytest.mark.parametrize(("written", "read"), [("1e-3", 0.001), ("2E2", 200.0), ("1.5e-2", 0.015), ("1.0e-2", 0.01)])
+def test_a_power_of_ten_is_a_number_with_or_without_a_point(written: str, read: float) -> None:
+    file = text(teacher={"simulated": {"strength": "STRENGTH"}})
+    assert Experiment.read(file.replace("STRENGTH", written)).teachers[0].strength == read
+    assert Experiment.read(file, [f"teacher.simulated.strength={written}"]).teachers[0].strength == read
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
