@@ -109,7 +109,7 @@ def test_two_runs_at_once_in_one_store(file: Path, whole: Path, tmp_path: Path) 
     assert 0 in codes, told
     for code, (_, err) in zip(codes, told, strict=True):
         if code == 3:
-            assert "being written by process" in err
+            assert "is being written by" in err
             assert "Traceback" not in err
     before = records(store)
     for file_of_both in (file, file):
