@@ -76,6 +76,8 @@ def shown(results: dict[str, Any], what: str, probe: str, metric: str) -> str:
 
     if what == "lambda":
         found = pick("specificity", arm="treated", **about)
+        if found and metric == "margin":
+            return f"λ of the margin {found['lambda']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
         return "λ " + percent({**found, "mean": found["lambda"]}).replace("%", "points") if found else ""
     if what == "capability":
         found = pick("capability", arm="treated", trait=trait, metric="accuracy")
@@ -117,7 +119,7 @@ def cells(entry: dict[str, Any]) -> tuple[str, str, str]:
         got.append(f"{results['trait']}: {'; '.join(filter(None, parts))} ({link})")
     got += [entry["other"]] if "other" in entry else []
     run = RUN[entry["run"]]
-    if entry["run"] == "here" and "other" not in entry and missing:
+    if missing:
         run = NOT_YET if len(entry["ours"]) == sum(NOT_YET in text for text in got) else "run here in part"
     return "<br>".join(got) or NOT_YET, ", ".join(dict.fromkeys(models)) or "–", run
 
