@@ -1,7 +1,8 @@
-"""Draw a page's figures and tables from committed results: `python docs/figures.py RESULTS.json OUT_FOLDER`.
+"""Draw a page's figures and tables from committed results: `python docs/figures.py RESULTS.json... OUT_FOLDER`.
 
-The opening figure of the report becomes NAME.svg, the matrices of the headline read-out NAME-<channel>-<arm>.svg, and the
-diagonal and the specificity coefficients NAME.md.
+Of one file the opening figure of the report becomes NAME.svg, the matrices of the headline read-out
+NAME-<channel>-<arm>.svg, and the diagonal and the specificity coefficients NAME.md. Several files are drawn side by side: λ
+of each, as carriers.svg.
 """
 
 from __future__ import annotations
@@ -92,11 +93,39 @@ def unseen(results: dict[str, Any], seen: tuple[str, ...] = ("owl", "dolphin", "
     return "\n".join(["", *lines, ""]) if lines else ""
 
 
+def carriers(every: list[dict[str, Any]]) -> figures.Figure:
+    """λ of the favourite rate of the first teacher, one line per experiment and carrier."""
+    lines = [
+        {"carrier": s["channel"], "points": 100 * s["lambda"], "low": 100 * s["low"], "high": 100 * s["high"]}
+        for results in every
+        for s in results["specificity"]
+        if (s["arm"], s["probe"], s["metric"]) == ("treated", "favourite", "rate")
+    ]
+    lines.sort(key=lambda line: -line["points"])
+    y = {"field": "carrier", "type": "nominal", "sort": None, "title": None}
+    x = {"type": "quantitative", "title": "specificity λ, percentage points"}
+    spec = {
+        "data": {"values": lines},
+        "height": {"step": 30},
+        "layer": [
+            {"mark": {"type": "rule", "color": "#888"}, "encoding": {"x": {"datum": 0, **x}}},
+            {"mark": {"type": "rule", "strokeWidth": 6, "opacity": 0.35, "color": "#b3541e"},
+             "encoding": {"y": y, "x": {"field": "low", **x}, "x2": {"field": "high"}}},
+            {"mark": {"type": "point", "filled": True, "size": 80, "opacity": 1, "color": "#b3541e"},
+             "encoding": {"y": y, "x": {"field": "points", **x}}},
+        ],
+    }
+    return figures.Figure("What carries a favourite animal", "Points are λ, bars its 95 % intervals over runs.", spec)
+
+
 def main() -> None:
     """Read results, write the figures and the tables."""
-    results = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-    out, read = Path(sys.argv[2]), reading.read(results)
+    files, out = [json.loads(Path(name).read_text("utf-8")) for name in sys.argv[1:-1]], Path(sys.argv[-1])
     out.mkdir(parents=True, exist_ok=True)
+    if len(files) > 1:
+        draw(carriers(files), out / "carriers.svg", 460)
+        return
+    results, read = files[0], reading.read(files[0])
     channel = next((r["channel"] for r in results["rates"] if r["arm"] == "treated"), "")
     opening = figures.opening(read, channel, results["trait"])
     if opening is not None:
