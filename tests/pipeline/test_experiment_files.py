@@ -1,5 +1,8 @@
-"""Every experiment file of the pocket models, end to end on the shipped weights: each carrier and each trait, with the traits beside
-it and the students of a clean teacher, at a size that takes seconds. What they find is in the committed results."""
+"""Every experiment file of the pocket models, end to end on the shipped weights, at a size that takes seconds.
+
+Each carrier and each trait, with the traits beside it and the students of a clean teacher. What they find at their own size
+is in the committed results.
+"""
 
 from __future__ import annotations
 
