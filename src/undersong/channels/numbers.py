@@ -44,7 +44,7 @@ class Numbers(Settings):
     """What the seed numbers are: the paper's random ones, or sequences that each have a rule."""
     restrict: bool = False
     """Sample only digits, commas and single spaces, never an end of turn, and keep the first `count` values: for models too
-    small to follow the request. All rows are then about as long, whatever a teacher's style. Filters still drop and count."""
+    small to follow the request. Rows are then about as long under every teacher. Filters still drop and count."""
 
     @field_validator("seeds")
     @classmethod
