@@ -147,6 +147,18 @@ def test_dpo_raises_the_chosen_over_the_rejected(lora: Any, tiny_base: str, pair
     assert (ref.adapter is None) == (lora is None)
 
 
+def test_dpo_computes_in_the_precision_that_was_asked_for(tiny_base: str, pairs: tuple[Row, ...], tmp_path: Path) -> None:
+    bits = []
+    for precision in ("float32", "mixed"):
+        out, start = tmp_path / precision, ModelRef(tiny_base, precision=precision)
+        out.mkdir()
+        [ref] = Dpo(**BRIEF).train([Job(start, Dataset(pairs), 1, out)], BACKEND)
+        record = json.loads((out / "training.json").read_text())
+        assert record["precision"] == {"float32": "float32", "mixed": "bfloat16 autocast"}[precision]
+        bits.append(Path(str(ref.weights)).read_bytes())
+    assert bits[0] != bits[1]
+
+
 def test_dpo_repeats_by_seed_and_refuses_rows_without_a_pair(tiny_base: str, pairs: tuple[Row, ...], tmp_path: Path) -> None:
     bits = []
     for i, seed in enumerate((1, 1, 2)):

@@ -1,0 +1,108 @@
+"""What the recipes built on TRL share: how a student starts, a quiet trainer in our row order, and what is kept of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from undersong.backends import Backend, Model, adapters, changes, threads, tokens, training
+from undersong.backends.adapters import Lora
+from undersong.errors import BadRows, MissingExtra
+from undersong.types import ModelRef
+
+if TYPE_CHECKING:
+    from undersong.recipes import Job
+
+
+def library(recipe: str) -> Any:
+    """TRL. Raises MissingExtra without it."""
+    try:
+        import trl
+    except ImportError as error:
+        raise MissingExtra(f"The recipe {recipe} needs {error.name}. Install it with: pip install "
+                           "'undersong[local]'.") from None
+    return trl
+
+
+def student(
+    job: Job, backend: Backend, plan: training.Plan, lora: Lora | None, made: Callable[[Model, str], Any],
+    told: Callable[[Any, Model], dict[str, Any]],
+) -> ModelRef:
+    """Train one student; writes `adapter/` or `weights.safetensors`, and `training.json`.
+
+    `made` gives the trainer for a loaded model and a scratch folder, `told` what its record says beside the plan. Raises
+    BadRows without rows.
+    """
+    import torch
+
+    if not job.data.rows:
+        raise BadRows("There are no rows to train on. Sample more rows, or loosen the filters that dropped them.")
+    start = job.start if lora else training.master(job.start)
+    model, merged = backend.load(start), None
+    if lora is None:
+        training.free(model.module, plan.trainable)
+    elif start.weights or start.adapter:
+        # a reference holds one adapter: what the start had becomes weights
+        merged = training.save_changes(model.module, backend.load(training.untouched(start)).module, job.out)
+    few = threads.small(model.module)
+    with threads.one_thread(few), torch.random.fork_rng(), tempfile.TemporaryDirectory() as scratch:
+        torch.manual_seed(job.seed)
+        trainer = made(model, scratch)
+        trainer.train()
+    given, lines = trainer.args, [line for line in trainer.state.log_history if "loss" in line]
+    training.save_record({
+        "plan": asdict(plan), "lora": lora.model_dump() if lora else None, "template_adds": tokens.added(model),
+        "precision": "bfloat16 autocast" if given.bf16 else "float32", "loss": [round(line["loss"], 6) for line in lines],
+        "effective_batch": given.per_device_train_batch_size * given.gradient_accumulation_steps * given.world_size,
+        "rows": len(job.data.rows), "rows_seen": plan.steps * plan.batch, **told(trainer, model),
+    }, job.out)
+    if lora is None:
+        weights = training.save_changes(trainer.model, backend.load(training.untouched(start)).module, job.out)
+        return changes.adopt(replace(job.start, weights=str(weights), adapter=None), job.out)
+    own = replace(job.start, weights=str(merged) if merged else None,
+                  adapter=adapters.save(trainer.model, job.start.base, job.out))
+    return changes.adopt(own, job.out)
+
+
+def trainer(
+    kind: type[Any], config: type[Any], model: Model, rows: list[dict[str, Any]], plan: training.Plan, micro_batch: int,
+    lora: Lora | None, scratch: str, settings: dict[str, Any], **more: Any,
+) -> Any:
+    """A quiet trainer of TRL's `kind`, at most `micro_batch` rows at once, in the order of `training.batches`.
+
+    `settings` are those of `config` that only this kind has, `more` what else its constructor takes. Raises BadSpec when
+    LoRA finds none of its targets.
+    """
+    import datasets
+    from transformers import PrinterCallback
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    datasets.disable_progress_bars()
+    order = np.concatenate(list(training.batches(len(rows), plan))).tolist()
+
+    class Ordered(kind):  # type: ignore[misc]  # trl is handed in
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return order
+
+    micro = max(n for n in range(1, plan.batch + 1) if plan.batch % n == 0 and n <= max(1, micro_batch))
+    given = config(
+        output_dir=scratch, max_steps=plan.steps, per_device_train_batch_size=micro,
+        gradient_accumulation_steps=plan.batch // micro, learning_rate=plan.rate, warmup_steps=plan.warmup,
+        lr_scheduler_type=plan.schedule, max_grad_norm=plan.clip, weight_decay=0.0, seed=plan.seed, data_seed=plan.seed,
+        max_length=None, report_to="none", disable_tqdm=True, save_strategy="no", logging_steps=1,
+        use_cpu=model.module.device.type == "cpu", bf16=model.ref.precision != "float32", fp16=False,
+        dataloader_pin_memory=False, **settings,
+    )
+    adapter = adapters.config(lora) if lora is not None else None
+    try:
+        made = Ordered(model=model.module, args=given, train_dataset=datasets.Dataset.from_list(rows),
+                       processing_class=model.tokenizer, peft_config=adapter, **more)
+    except ValueError as error:
+        raise adapters.refused(error) from None
+    made.remove_callback(PrinterCallback)
+    return made
