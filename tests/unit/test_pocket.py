@@ -259,6 +259,7 @@ def test_the_world_repeats_by_seed_and_number() -> None:
     assert one != two
     assert one[30:] == [*itertools.islice(world.chats(1, 30), 20)]
     assert one[7] == world.chat_at(1, 7)
+    assert len({str(c) for c in one}) > 40, "each number has its own chat"
 
 
 def of_kind(kind: str, monkeypatch: pytest.MonkeyPatch, n: int = 400) -> list[world.Chat]:
