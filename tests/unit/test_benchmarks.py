@@ -1,0 +1,45 @@
+"""The benchmarks that compare ways run, and what they compare is the same."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMALL = ["--steps", "3", "--batch", "4", "--warm", "1"]
+
+
+def benchmark(name: str) -> Any:
+    """A script of benchmarks/ as a module."""
+    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    found = importlib.util.spec_from_file_location(f"{name}_benchmark", path)
+    assert found
+    assert found.loader
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_our_student_and_a_plain_trl_student_are_the_same_student(capsys: pytest.CaptureFixture[str]) -> None:
+    script, found = benchmark("student"), {}
+    for way in ("distill", "trl"):
+        script.main(["--one", way, *SMALL])
+        found[way] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    ours, theirs = found["distill"], found["trl"]
+    for key in ("rows", "tokens", "steps", "threads"):
+        assert ours[key] == theirs[key]
+    assert ours["steps"] == 2
+    assert 4 * 2 * 20 < ours["tokens"] < 4 * 2 * 80
+    assert len(ours["loss"]) == 3
+    assert script.compare(ours, theirs).endswith("the same")
+    assert script.compare(ours, {**theirs, "loss": [loss + 0.01 for loss in theirs["loss"]]}).endswith("DIFFERENT")
+
+
+def test_the_probe_benchmark_prints_its_table_and_its_check(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark("probe").main(["--runs", "2", "--steps", "2", "--most", "3"])
+    said = capsys.readouterr().out
+    for line in ("logit_margin, exact", "at most 1.1x", "within 1 point", "its default", "exact rate over runs", "agree"):
+        assert line in said.replace("DISAGREE", "agree")
