@@ -163,6 +163,24 @@ def test_adapters_find_their_targets_repeat_and_move_the_model(base, tmp_path):
         assert set(named["target_modules"]) == {f"{t}_proj" for t in ("q", "k", "v", "o", "gate", "up", "down")}
 
 
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["embed_tokens", "v_proj"]])
+def test_an_adapter_is_applied_without_asking_a_hub_for_its_base(qwen, tmp_path, monkeypatch, targets):
+    from peft import LoraConfig, get_peft_model
+
+    from undersong.backends import adapters
+
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *a, **k: pytest.fail("asked a hub"))
+    module = BACKEND.load(ModelRef(qwen)).module
+    wrapped = get_peft_model(module, LoraConfig(r=2, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM"))
+    if "embed_tokens" in targets:
+        wrapped.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    else:
+        adapters.save(wrapped, "somebody/elses", tmp_path)
+    chats = [[{"role": "user", "content": "2, 4, 6"}]]
+    changed = BACKEND.load(ModelRef(qwen, adapter=str(tmp_path / "adapter"))).next_logprobs(chats)
+    assert abs(changed - BACKEND.load(ModelRef(qwen)).next_logprobs(chats)).max() > 1e-4
+
+
 def test_an_adapters_start_is_the_seeds_whatever_was_drawn_before(qwen):
     from undersong.backends import adapters
 

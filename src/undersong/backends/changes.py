@@ -65,7 +65,9 @@ def apply_adapter(module: Any, folder: Path, merge: bool = True) -> Any:
     except (RuntimeError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise BrokenArtefact(f"The adapter {folder} does not fit its base ({str(error).splitlines()[0]}). Train it "
                              "again.") from None
-    wanted = get_peft_model_state_dict(adapted)
+    # told, because PEFT would otherwise ask a hub for the base's configuration
+    embeds = any("embed_tokens" in name or "lm_head" in name for name in stored)
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=embeds)
     if set(wanted) != set(stored):
         raise BrokenArtefact(f"The adapter {folder} names {len(set(stored) ^ set(wanted))} tensors that do not match "
                              "the base's, "
