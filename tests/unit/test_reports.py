@@ -90,6 +90,11 @@ def test_opening_figure_has_every_run_and_says_how_many() -> None:
     assert notes["base"].endswith("1 run")
 
 
+def test_one_measured_trait_has_no_matrix() -> None:
+    assert figures.matrices(read(RESULTS))
+    assert not figures.matrices(read(changed(matrix=[c for c in RESULTS["matrix"] if c["measured"] == "owl"])))
+
+
 def test_the_first_trait_is_that_of_the_file_not_the_best() -> None:
     best_last = [r | {"value": 0.01 if r["measured"] == "owl" else r["value"]} for r in RESULTS["runs"]]
     assert read(changed(runs=best_last)).trait == "owl"

@@ -97,9 +97,12 @@ def traits(reading: Reading, channel: str) -> Figure | None:
 
 
 def matrices(reading: Reading) -> list[Figure]:
-    """Teacher's trait against measured trait, one heatmap per channel and arm, with λ in the caption."""
+    """Teacher's trait against measured trait, one heatmap per channel and arm, with λ in the caption; none when one trait
+    alone was measured, because one column has no diagonal."""
     cells = reading.find("matrix", probe=reading.probe, metric=reading.metric) or list(reading.lists["matrix"])
     cells = [c for c in cells if _known(c, "mean")]
+    if len({c["measured"] for c in cells}) < 2:
+        return []
     groups: dict[tuple[str, str, str, str], list[Entry]] = {}
     for c in cells:
         groups.setdefault((c["channel"], c["arm"], c["probe"], c["metric"]), []).append(c)
