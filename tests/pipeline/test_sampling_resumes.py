@@ -46,3 +46,4 @@ def test_finished_parts_are_kept_and_not_sampled_again(tmp_path: Path, monkeypat
     assert again.calls == 3, "a finished part was sampled again"
     assert resumed.rows == whole.rows
     assert len({row.id for row in resumed.rows}) == 90
+    assert [list(row.chat) for row in whole.rows] == channel.prompts(90, 1), "a row stands under another prompt"
