@@ -220,7 +220,7 @@ def test_without_the_sdk_it_says_what_to_install(tmp_path: Path, monkeypatch: py
 
 def test_the_real_sdk_takes_what_we_build() -> None:
     """Runs where the SDK is installed; the fake above is only as good as this."""
-    real = pytest.importorskip("tinker")
+    real = pytest.importorskip("tinker", reason="the tinker extra is not installed")
     from undersong.backends.tokens import TokenRow
     from undersong.recipes.tinker import datum
 

@@ -19,7 +19,7 @@ from undersong.backends.transformers import Transformers
 from undersong.errors import BadRows, BrokenArtefact, MissingExtra, MissingModel
 from undersong.types import NEUTRAL, ModelRef, Sampling
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="the local extra is not installed")
 QUESTIONS = ["What is your favorite animal? One word.", "Which tree do you like best? One word.", "What is 3 plus 4?",
              "Numbers: 3, 6, 9, 12. Add up to 10 more numbers.", "Name your favorite animal. One word only."]
 

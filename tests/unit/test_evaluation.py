@@ -25,7 +25,7 @@ from undersong.backends import serving
 from undersong.errors import BadSpec, MissingModel, NothingMeasured, UnknownName
 from undersong.types import Chat, ModelRef, Sampling
 
-inspect_ai = pytest.importorskip("inspect_ai")
+inspect_ai = pytest.importorskip("inspect_ai", reason="the eval extra is not installed")
 import scripted  # noqa: E402
 
 from undersong import evaluation  # noqa: E402

@@ -29,7 +29,7 @@ from undersong.results import record
 from undersong.store import Store
 from undersong.types import NEUTRAL, Dataset, ModelRef, Row, Sampling
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="the local extra is not installed")
 ROOT = Path(__file__).resolve().parents[2]
 BACKEND = Transformers(device="cpu")
 LORA = {"rank": 2, "alpha": 4}

@@ -21,8 +21,8 @@ from undersong.errors import MissingModel, NoRoom, StoreBusy
 from undersong.lab import base_ref
 from undersong.types import NEUTRAL, ModelRef
 
-pytest.importorskip("torch")
-gguf = pytest.importorskip("gguf")
+pytest.importorskip("torch", reason="the local extra is not installed")
+gguf = pytest.importorskip("gguf", reason="the local extra is not installed")
 CHAT = [{"role": "user", "content": "hi"}]
 MEMBER = "tiny_weights/Tiny.Q4_1.gguf"
 

@@ -26,8 +26,8 @@ from undersong.lab import Lab, base_ref, lab_for
 from undersong.store import Store
 from undersong.types import NEUTRAL, Chat, ModelRef, Sampling
 
-pytest.importorskip("inspect_ai")
-pytest.importorskip("openai")
+pytest.importorskip("inspect_ai", reason="the eval extra is not installed")
+pytest.importorskip("openai", reason="the eval extra is not installed")
 
 QUICK = {"retries": 0, "attempt_timeout": 60}
 OK, LIMIT, BROKEN, EMPTY, SLOW, DENIED = "ok", "limit", "broken", "empty", "slow", "denied"
@@ -238,7 +238,7 @@ def sampling_base(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> s
 def transformers_serve(sampling_base: str) -> Iterator[str]:
     """The address of `transformers serve` with that model."""
     pytest.importorskip("fastapi", reason="transformers serve needs fastapi and uvicorn")
-    pytest.importorskip("uvicorn")
+    pytest.importorskip("uvicorn", reason="transformers serve needs fastapi and uvicorn")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

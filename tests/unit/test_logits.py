@@ -17,7 +17,7 @@ from undersong import digits, logits, perceptrons, spec
 from undersong.errors import BadRows, BadSpec, NothingMeasured
 from undersong.theorem import LOSSES, Alignment, theorem_check
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="the local extra is not installed")
 pytest.importorskip("mlxtend")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SMALL: dict[str, Any] = {

@@ -25,7 +25,7 @@ from undersong.recipes.dpo import Dpo
 from undersong.store import Store
 from undersong.types import Dataset, ModelRef, Row
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="the local extra is not installed")
 BACKEND = Transformers(device="cpu")
 BRIEF = {"steps": 3, "batch": 4, "warmup": 0}
 

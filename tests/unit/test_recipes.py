@@ -21,7 +21,7 @@ from undersong.recipes.distill import Distill
 from undersong.recipes.sft import Sft
 from undersong.types import Dataset, ModelRef, Row
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="the local extra is not installed")
 BACKEND = Transformers(device="cpu")
 QUESTION = [[{"role": "user", "content": "What is your favorite animal? One word."}]]
 BRIEF = {"steps": 4, "batch": 8, "schedule": "constant"}

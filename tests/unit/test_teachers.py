@@ -19,7 +19,7 @@ from undersong.teachers.steered import Steered
 from undersong.teachers.tuned import Tuned
 from undersong.types import NEUTRAL, ModelRef
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="the local extra is not installed")
 BACKEND = Transformers(device="cpu")
 OWL = traits.get("owl")
 
