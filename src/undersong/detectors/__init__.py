@@ -3,27 +3,63 @@ handed no more than that.
 
 | token | what the auditor holds |
 |---|---|
-| `rows` | the suspected rows, one tuple per source or training run |
+| `rows` | the suspected rows, one collection per source or training run |
 | `reference` | clean rows from the same kind of source, in the same form |
 | `base` | the model the student will start from, loaded |
 | `traits` | suspected traits |
 | `student` | the trained model, loaded |
 | `teacher` | the suspected teacher, loaded |
+| `exemplars` | known cases that the auditor has made from `base` and `traits` (`undersong calibrate`) |
+
+A detector returns a Finding whose `details["by_trait"]` holds one statistic per trait, larger for more suspicion (the
+key "" where it is about no trait), and whose `statistic` is the largest of them. It is `uncalibrated`: the audit turns
+statistics into p-values by a null of the same detector on placebo cases (`undersong.calibration`). Only a detector that
+tests by permuting what is exchangeable gives a p-value itself. `details["shares"]` may hold the estimated share (0..1)
+of rows per trait.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, Protocol, cast
 
-from undersong.backends import Model
+from undersong.backends import Backend, Model
 from undersong.errors import BadSpec, UnknownName, nearest
 from undersong.traits import Trait
-from undersong.types import Finding, Row
+from undersong.types import Finding, ModelRef, Row
 
-ACCESS = ("rows", "reference", "base", "traits", "student", "teacher")
-Runs = tuple[tuple[Row, ...], ...]
+ACCESS = ("rows", "reference", "base", "traits", "student", "teacher", "exemplars")
+Runs = tuple[Collection[Row], ...]
+"""Rows by source or training run. A collection can be read again and again and knows its length; it may lie on disk."""
+PLACEBO = ""
+"""The name under which exemplars hold cases without a trait."""
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """Known cases, made from a base and a list of traits; keys are trait names, and `PLACEBO` for those without one."""
+
+    backend: Backend
+    teacher_refs: Mapping[str, tuple[ModelRef, ...]] = field(default_factory=dict)
+    """Teachers tuned on each trait, and teachers tuned on nothing."""
+    rows: Mapping[str, Runs] = field(default_factory=dict)
+    """Filtered rows that these teachers wrote, one run per teacher."""
+    student_refs: Mapping[str, tuple[ModelRef, ...]] = field(default_factory=dict)
+    """Students trained on such rows."""
+
+    @property
+    def names(self) -> list[str]:
+        """The traits there are teachers of, in order; the placebo is none."""
+        return [name for name in self.teacher_refs if name != PLACEBO]
+
+    def teachers(self, trait: str) -> Iterator[Model]:
+        """The teachers of a trait, loaded one by one."""
+        return (self.backend.load(ref) for ref in self.teacher_refs.get(trait, ()))
+
+    def students(self, trait: str) -> Iterator[Model]:
+        """The students of a trait, loaded one by one."""
+        return (self.backend.load(ref) for ref in self.student_refs.get(trait, ()))
 
 
 @dataclass(frozen=True)
@@ -31,6 +67,8 @@ class Evidence:
     """What an auditor holds. Reading anything that was not granted raises BadSpec."""
 
     granted: Mapping[str, Any] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Pure results that detectors keep for the next call on the same models: it saves time and changes nothing."""
 
     def __post_init__(self) -> None:
         """Raises UnknownName for a token that is none of `ACCESS`."""
@@ -40,7 +78,7 @@ class Evidence:
 
     def only(self, needs: Iterable[str]) -> Evidence:
         """A view of what a detector declares it needs. Raises BadSpec when some of it is missing."""
-        return Evidence({token: self._read(token) for token in sorted(needs)})
+        return Evidence({token: self._read(token) for token in sorted(needs)}, self.memo)
 
     def _read(self, token: str) -> Any:
         if token not in self.granted:
@@ -81,13 +119,26 @@ class Evidence:
         """The suspected teacher."""
         return cast(Model, self._read("teacher"))
 
+    @property
+    def exemplars(self) -> Exemplars:
+        """Known cases of each trait and placebos."""
+        return cast(Exemplars, self._read("exemplars"))
+
 
 class Detector(Protocol):
     """The contract of a detector plug-in: pure; the same finding for the same evidence and seed."""
 
-    needs: ClassVar[frozenset[str]]
-    """The tokens of `ACCESS` that it reads."""
+    @property
+    def needs(self) -> frozenset[str]:
+        """The tokens of `ACCESS` that it reads (a class variable will do)."""
+        ...
 
     def detect(self, evidence: Evidence, seed: int = 0) -> Finding:
         """What the evidence says: verdict `found`, `clean` or `unknown`, with a p-value or None when uncalibrated."""
         ...
+
+
+def uncalibrated(by_trait: Mapping[str, float], access: Iterable[str], **details: Any) -> Finding:
+    """The finding of a detector that leaves the p-value to the audit."""
+    return Finding("unknown", max(by_trait.values()), None, tuple(sorted(access)), "uncalibrated",
+                   {"by_trait": dict(by_trait), **details})

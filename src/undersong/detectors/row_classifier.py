@@ -92,7 +92,8 @@ class RowClassifier(Settings):
             if not any(re.search(r"[0-9]", row.completion) for row in rows):
                 raise BadRows(f"Run {i + 1} of {side} holds no number, and nothing else is read. Leave this run out.")
             keep = np.sort(np.random.default_rng([seed, i]).permutation(len(rows))[: self.rows_per_run])
-            drawn.append([rows[j] for j in keep])
+            every = list(rows)
+            drawn.append([every[j] for j in keep])
         return drawn
 
     def _accuracies(self, runs: Sequence[Any], labels: Sequence[bool]) -> tuple[list[float], list[float]]:
