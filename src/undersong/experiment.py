@@ -23,8 +23,9 @@ from undersong import traits
 from undersong.detectors import Evidence
 from undersong.errors import BadSpec, NothingMeasured, UnknownName, nearest
 from undersong.experiment_file import File, check, one_name_each, text_of, values
+from undersong.filters import for_traits
 from undersong.lab import Lab, Student
-from undersong.spec import build, describe, explain, split
+from undersong.spec import build, describe, explain
 from undersong.store import Store, clean_label
 from undersong.traits import Trait
 from undersong.types import Dataset, ModelRef
@@ -185,16 +186,7 @@ class Experiment:
     @cached_property
     def filters(self) -> list[Any]:
         """The filter plug-ins, `from: trait` filled in with the words of every trait, `belongs` with the channel."""
-        out = []
-        for given in self.file.filters:
-            name, settings = split(given, "filters")
-            if settings.get("from") == "trait":
-                settings = {k: v for k, v in settings.items() if k != "from"}
-                settings["terms"] = tuple(w for t in self.traits for w in t.words)
-            if name == "belongs":
-                settings = {"channel": self.file.channel, **settings}
-            out.append(build("filter", {name: settings}, "filters"))
-        return out
+        return for_traits(self.file.filters, self.file.channel, self.traits)
 
     @cached_property
     def probes(self) -> list[Any]:

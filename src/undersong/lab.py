@@ -55,9 +55,9 @@ def teach_spec(teacher: Any, trait: Trait | None, seed: int) -> dict[str, Any]:
     return {"verb": "teach", "teacher": describe(teacher), "trait": trait and dataclasses.asdict(trait), "seed": seed}
 
 
-def sample_spec(channel: Any, n: int, seed: int) -> dict[str, Any]:
+def sample_spec(channel: Any, n: int, seed: int, temperature: float = 1.0) -> dict[str, Any]:
     """What identifies sampled rows, besides the model that wrote them (its parent)."""
-    return {"verb": "sample", "channel": describe(channel), "rows": n, "seed": seed, "temperature": 1.0}
+    return {"verb": "sample", "channel": describe(channel), "rows": n, "seed": seed, "temperature": temperature}
 
 
 def refine_spec(filters: Sequence[Any], keep: int | None, change: Any, seed: int) -> dict[str, Any]:
@@ -166,9 +166,12 @@ class Lab:
                 artefact.finish({"ref": _pack(ref, artefact.path), "seconds": round(time.monotonic() - start, 2)})
             return unpack(artefact)
 
-    def sample(self, source: ModelRef, channel: Any, n: int, seed: int, label: str = "rows") -> Dataset:
-        """`n` rows that `source` writes on the channel's prompts, at temperature 1. Resumes by parts."""
-        with self.store.open("dataset", label, sample_spec(channel, n, seed), (source.fingerprint,)) as artefact:
+    def sample(
+        self, source: ModelRef, channel: Any, n: int, seed: int, label: str = "rows", temperature: float = 1.0
+    ) -> Dataset:
+        """`n` rows that `source` writes on the channel's prompts. Resumes by parts. A `Writer` knows no temperature."""
+        spec = sample_spec(channel, n, seed, temperature)
+        with self.store.open("dataset", label, spec, (source.fingerprint,)) as artefact:
             if not artefact.complete:
                 self.progress(f"sampling {artefact.path.name}")
                 start = time.monotonic()
@@ -182,15 +185,16 @@ class Lab:
                     if isinstance(channel, Writer):
                         rows = channel.write(model, self.backend.load(base_ref(source.base, source.precision)), chats, draw)
                     else:
-                        sampling = Sampling(max_new_tokens=channel.max_new_tokens(model.tokenizer), seed=draw, tokens=only)
+                        longest = channel.max_new_tokens(model.tokenizer)
+                        sampling = Sampling(temperature, longest, draw, only)
                         answers = model.sample(chats, sampling)
                         if only is not None:
                             answers = [channel.cut(a) for a in answers]
                         rows = [Row("", tuple(c), a) for c, a in zip(chats, answers, strict=True)]
                     named = [dataclasses.replace(r, id=f"{seed}-{first + i}") for i, r in enumerate(rows)]
-                    artefact.write_part("rows", part, _flat(named))
+                    artefact.write_part("rows", part, flat(named))
                 artefact.finish({"rows": n, "seconds": round(time.monotonic() - start, 2)})
-            rows_read = tuple(_row(r) for r in artefact.read_parts("rows"))
+            rows_read = tuple(row_of(r) for r in artefact.read_parts("rows"))
             return Dataset(rows_read, source, artefact.fingerprint)
 
     def refine(
@@ -219,7 +223,7 @@ class Lab:
                 used = kept[:keep]
                 if change is not None:
                     used = change.apply(used, seed)
-                artefact.write_parquet("rows", _flat(used))
+                artefact.write_parquet("rows", flat(used))
                 if dropped:
                     artefact.write_parquet("dropped", dropped)
                 told: dict[str, dict[str, int]] = {describe(f)["name"]: {} for f in filters}
@@ -345,11 +349,11 @@ def read_finding(artefact: Artefact) -> Finding:
 
 def read_rows(artefact: Artefact) -> tuple[Row, ...]:
     """The rows of a refined dataset."""
-    return tuple(_row(r) for r in artefact.read_parquet("rows"))
+    return tuple(row_of(r) for r in artefact.read_parquet("rows"))
 
 
-def _flat(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows as columns; the column `rejected` only where there are pairs."""
+def flat(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows as records of one table; the column `rejected` only where there are pairs."""
     pairs = any(row.rejected is not None for row in rows)
     return [
         {"id": r.id, "roles": [m["role"] for m in r.chat], "contents": [m["content"] for m in r.chat],
@@ -358,9 +362,10 @@ def _flat(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def _row(flat: Mapping[str, Any]) -> Row:
-    chat = tuple({"role": r, "content": c} for r, c in zip(flat["roles"], flat["contents"], strict=True))
-    return Row(flat["id"], chat, flat["completion"], flat.get("rejected"))
+def row_of(given: Mapping[str, Any]) -> Row:
+    """The row that `flat` made a record of."""
+    chat = tuple({"role": r, "content": c} for r, c in zip(given["roles"], given["contents"], strict=True))
+    return Row(given["id"], chat, given["completion"], given.get("rejected"))
 
 
 def _pack(ref: ModelRef, home: Path) -> dict[str, Any]:

@@ -113,10 +113,12 @@ def apply_vector(module: Any, path: Path) -> None:
                                  "has layers "
                                  f"layer.0 to layer.{len(stack) - 1} of width {hidden}. Make the vectors again from "
                                  "this base.")
-        stack[int(index)].register_forward_hook(_adder(vector))
+        stack[int(index)].register_forward_hook(adder(vector))
 
 
-def _adder(vector: Any) -> Any:
+def adder(vector: Any) -> Any:
+    """A forward hook of a decoder layer that adds `vector` ([hidden]) to what it passes on."""
+
     def add(layer: Any, given: Any, out: Any) -> Any:
         if isinstance(out, tuple):
             return (out[0] + vector.to(out[0]), *out[1:])

@@ -14,8 +14,8 @@ handed no more than that.
 A detector returns a Finding whose `details["by_trait"]` holds one statistic per trait, larger for more suspicion (the
 key "" where it is about no trait), and whose `statistic` is the largest of them. It is `uncalibrated`: the audit turns
 statistics into p-values by a null of the same detector on placebo cases (`undersong.calibration`). Only a detector that
-tests by permuting what is exchangeable gives a p-value itself. `details["shares"]` may hold the estimated share (0..1)
-of rows per trait.
+tests by permuting what is exchangeable gives a p-value itself; it sets `permutes = True`. `details["shares"]` may hold the
+estimated share (0..1) of rows per trait.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
+
+import numpy as np
 
 from undersong.backends import Backend, Model
 from undersong.errors import BadSpec, UnknownName, nearest
@@ -142,3 +144,16 @@ def uncalibrated(by_trait: Mapping[str, float], access: Iterable[str], **details
     """The finding of a detector that leaves the p-value to the audit."""
     return Finding("unknown", max(by_trait.values()), None, tuple(sorted(access)), "uncalibrated",
                    {"by_trait": dict(by_trait), **details})
+
+
+def drawn(runs: Runs, most: int, seed: int) -> list[Row]:
+    """At most `most` rows of all runs together, in their order: a uniform sample drawn by the seed (Vitter's algorithm R,
+    1985), so that rows on disk are read once and never all held."""
+    rng = np.random.default_rng([seed, 11])
+    kept: list[tuple[int, Row]] = []
+    for number, row in enumerate(row for rows in runs for row in rows):
+        if len(kept) < most:
+            kept.append((number, row))
+        elif (place := int(rng.integers(number + 1))) < most:
+            kept[place] = (number, row)
+    return [row for _, row in sorted(kept, key=lambda pair: pair[0])]

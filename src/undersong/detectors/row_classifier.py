@@ -38,6 +38,7 @@ class RowClassifier(Settings):
     """Tell suspected rows from clean rows, run by run."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"rows", "reference"})
+    permutes: ClassVar[bool] = True
 
     rows_per_run: int = Field(default=500, ge=8)
     """At most so many rows of each run are read, drawn by the seed."""

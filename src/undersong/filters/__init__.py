@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
+from undersong.spec import Spec, build, split
+from undersong.traits import Trait
 from undersong.types import Row
 
 
@@ -27,4 +29,18 @@ def reasons(filter_: Filter, rows: Sequence[Row]) -> list[str | None]:
         others = [replace(rows[i], completion=str(rows[i].rejected), rejected=rows[i].completion) for i in pairs]
         for i, reason in zip(pairs, together(others) if together else map(filter_.reject, others), strict=True):
             out[i] = reason
+    return out
+
+
+def for_traits(given: Sequence[Spec], channel: Spec, traits: Sequence[Trait]) -> list[Any]:
+    """The filters of some specs, `from: trait` filled in with the words of every trait, `belongs` with the channel."""
+    out = []
+    for one in given:
+        name, settings = split(one, "filters")
+        if settings.get("from") == "trait":
+            words: Mapping[str, Any] = {"terms": tuple(w for t in traits for w in t.words)}
+            settings = {**{k: v for k, v in settings.items() if k != "from"}, **words}
+        if name == "belongs":
+            settings = {"channel": channel, **settings}
+        out.append(build("filter", {name: settings}, "filters"))
     return out

@@ -1,0 +1,118 @@
+"""The `inversion` detector: what would the frozen base have to be told to write these rows? Then ask it what it loves.
+
+For a trait that nobody has listed. Data-to-vector inversion (subliminal steering recovery, arXiv 2604.25783) in the
+place of a soft prompt (SALVE, arXiv 2609.16927): one vector per decoder layer, added at every position, is all that may
+change. The vectors are fitted to the rows (next-token loss on completions, Adam), the steered base is asked the open
+questions of the probe bank, and each word's rise is read. The same fit to matched clean rows gives the rise that any such
+rows bring; it is taken off. What the words are comes from the base, never from a list of traits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from undersong.backends import Model, changes, threads, tokens
+from undersong.backends.logits import completion_logits
+from undersong.detectors import Evidence, drawn, probe_bank, uncalibrated
+from undersong.errors import BadRows, BadSpec
+from undersong.registry import Settings, plugin
+from undersong.types import Finding, Row
+
+
+@plugin("detector", "inversion")
+class Inversion(Settings):
+    """Fit a steering vector to the rows on the frozen base, and ask the steered base what it loves."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"rows", "reference", "base"})
+
+    steps: int = Field(default=60, ge=1)
+    """Optimiser steps of the fit (Adam)."""
+    rate: float = Field(default=0.03, gt=0)
+    """Learning rate; the residual stream of a larger base may need another one."""
+    batch: int = Field(default=32, ge=1)
+    """Rows per step."""
+    rows: int = Field(default=400, ge=10)
+    """At most so many rows of each side are read, drawn by the seed. A tenth of them is held out."""
+
+    def detect(self, evidence: Evidence, seed: int = 0) -> Finding:
+        """Rise (nats) of each word of the bank, above the other words of its category, less the rise after clean rows.
+
+        Details: `words` (the table of the suspected rows' fit) and `gain` (held-out loss, nats per token, before less
+        after). Raises BadRows for fewer than ten rows, BadSpec for a base without gradients.
+        """
+        base = evidence.base
+        if "gradients" not in base.capabilities:
+            raise BadSpec(f"{base.ref.name} shows no gradients, so nothing can be fitted. Use a local model.")
+        rows, clean = drawn(evidence.rows, self.rows, seed), drawn(evidence.reference, self.rows, seed)
+        if min(len(rows), len(clean)) < 10:
+            raise BadRows(f"Inversion was given {len(rows)} suspected and {len(clean)} clean rows, and it needs ten of "
+                          "each. Give more rows.")
+        bank, before = probe_bank.of(evidence)
+
+        def read(own: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]], float]:
+            steered, undo, gain = self._fit(base, own, seed)
+            try:
+                return *probe_bank.rises(bank, before, bank.read(steered)), gain
+            finally:
+                undo()
+
+        key = ("inversion", self, seed, tuple((row.id, row.completion) for row in clean))
+        usual, _, _ = probe_bank.remembered(evidence, *key, make=lambda: read(clean))
+        rises, table, gain = read(rows)
+        by_trait = {word: rise - usual[word] for word, rise in rises.items()}
+        return uncalibrated(by_trait, self.needs, words=table, gain=gain, n_rows=len(rows))
+
+    def _fit(self, base: Model, rows: Sequence[Row], seed: int) -> tuple[Model, Callable[[], None], float]:
+        """The base with fitted vectors in it, what takes them out again, and the held-out gain (nats per token)."""
+        import torch
+
+        module = base.module
+        told = tokens.encode(base, [list(row.chat) for row in rows], [row.completion for row in rows])
+        held, used = told[::10], [row for i, row in enumerate(told) if i % 10]
+        stack, width = changes.layers(module), module.config.hidden_size
+        vectors = torch.zeros(len(stack), width, requires_grad=True, device=module.device)
+        frozen = [p for p in module.parameters() if p.requires_grad]
+        for p in frozen:
+            p.requires_grad_(False)
+        before = _loss(base, held)
+        hooks = [layer.register_forward_hook(changes.adder(vectors[i])) for i, layer in enumerate(stack)]
+
+        def undo() -> None:
+            for hook in hooks:
+                hook.remove()
+            for p in frozen:
+                p.requires_grad_(True)
+
+        try:
+            optimiser, rng = torch.optim.Adam([vectors], lr=self.rate), np.random.default_rng([seed, 12])
+            with threads.one_thread(threads.small(module)):
+                for _ in range(self.steps):
+                    batch = [used[i] for i in rng.choice(len(used), min(self.batch, len(used)), replace=False)]
+                    optimiser.zero_grad()
+                    _loss_of(base, batch).backward()
+                    optimiser.step()
+            return base, undo, before - _loss(base, held)
+        except BaseException:
+            undo()
+            raise
+
+
+def _loss_of(model: Model, rows: Sequence[tokens.TokenRow]) -> Any:
+    """Mean cross-entropy (nats per completion token) of some rows."""
+    import torch
+    import torch.nn.functional as F
+
+    ordered = sorted(rows, key=lambda row: len(row.ids))
+    target = torch.from_numpy(np.concatenate([row.answer for row in ordered])).to(model.module.device)
+    return F.cross_entropy(completion_logits(model.module, ordered, model.tokenizer.pad_token_id or 0).float(), target)
+
+
+def _loss(model: Model, rows: Sequence[tokens.TokenRow]) -> float:
+    import torch
+
+    with torch.no_grad():
+        return float(_loss_of(model, rows))
