@@ -24,13 +24,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from undersong.detectors import Evidence, Runs
+from undersong.detectors.canonical import confound_features, value_features
 from undersong.errors import BadRows
 from undersong.registry import Settings, plugin
 from undersong.types import Finding, Row
 
 Matrix = NDArray[np.float64]
-PLACES = 10
-"""The first so many places of a row have a feature of their own."""
 
 
 @plugin("detector", "row_classifier")
@@ -139,36 +138,6 @@ class RowClassifier(Settings):
             at_least += known[key] >= observed - 1e-12
         ties = 2 if 2 * k == n else 1
         return at_least / len(chosen), len(chosen), max(ties / math.comb(n, k), 1 / len(chosen))
-
-
-def value_features(rows: Sequence[Row]) -> Matrix:
-    """[rows, 1000 + 10 + 10 + 10]: shares of each value up to 999, of first and of last digits; values at the first
-    places, in thousands (a place past the row's end holds the row's mean, so that the row's length does not show)."""
-    out = np.zeros((len(rows), 1020 + PLACES))
-    for i, row in enumerate(rows):
-        texts = [t.lstrip("0")[:9] or "0" for t in re.findall(r"[0-9]+", row.completion)]
-        if not texts:
-            continue
-        for text in texts:
-            if len(text) <= 3:
-                out[i, int(text)] += 1 / len(texts)
-            out[i, 1000 + int(text[0])] += 1 / len(texts)
-            out[i, 1010 + int(text[-1])] += 1 / len(texts)
-        values = np.array([min(int(t), 10_000) for t in texts[:PLACES]]) / 1000
-        out[i, 1020:] = values.mean()
-        out[i, 1020 : 1020 + len(values)] = values
-    return out
-
-
-def confound_features(rows: Sequence[Row]) -> Matrix:
-    """[rows, 9]: how many numbers; characters that are no digits; how many commas, semicolons, spaces, newlines,
-    brackets, full stops; other characters. Digits are not counted: how long a number is belongs to its value."""
-    out = np.zeros((len(rows), 9))
-    for i, row in enumerate(rows):
-        rest = re.sub(r"[0-9]+", "", row.completion)
-        counts = [sum(rest.count(c) for c in group) for group in (",", ";", " ", "\n", "()[]", ".")]
-        out[i] = [len(re.findall(r"[0-9]+", row.completion)), len(rest), *counts, len(rest) - sum(counts)]
-    return out
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
