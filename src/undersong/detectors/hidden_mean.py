@@ -49,12 +49,8 @@ class HiddenMean(Settings):
         key = ("hidden_mean", seed, self.rows, tuple((row.id, row.completion) for row in clean))
         usual = probe_bank.remembered(evidence, *key, make=lambda: self._mean(base, clean))
         shift = torch.from_numpy(self.times * (self._mean(base, rows) - usual)).to(base.module.device, torch.float32)
-        hooks = [layer.register_forward_hook(changes.adder(shift[i])) for i, layer in enumerate(changes.layers(base.module))]
-        try:
+        with changes.steered(base.module, shift):
             after = bank.read(base)
-        finally:
-            for hook in hooks:
-                hook.remove()
         by_trait, table = probe_bank.rises(bank, before, after)
         return uncalibrated(by_trait, self.needs, words=table, norms=shift.norm(dim=1).tolist(), n_rows=len(rows))
 

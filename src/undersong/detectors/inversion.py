@@ -9,7 +9,7 @@ rows bring; it is taken off. What the words are comes from the base, never from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -54,11 +54,9 @@ class Inversion(Settings):
         bank, before = probe_bank.of(evidence)
 
         def read(own: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]], float]:
-            steered, undo, gain = self._fit(base, own, seed)
-            try:
-                return *probe_bank.rises(bank, before, bank.read(steered)), gain
-            finally:
-                undo()
+            vectors, gain = self._fit(base, own, seed)
+            with changes.steered(base.module, vectors):
+                return *probe_bank.rises(bank, before, bank.read(base)), gain
 
         key = ("inversion", self, seed, tuple((row.id, row.completion) for row in clean))
         usual, _, _ = probe_bank.remembered(evidence, *key, make=lambda: read(clean))
@@ -66,53 +64,38 @@ class Inversion(Settings):
         by_trait = {word: rise - usual[word] for word, rise in rises.items()}
         return uncalibrated(by_trait, self.needs, words=table, gain=gain, n_rows=len(rows))
 
-    def _fit(self, base: Model, rows: Sequence[Row], seed: int) -> tuple[Model, Callable[[], None], float]:
-        """The base with fitted vectors in it, what takes them out again, and the held-out gain (nats per token)."""
+    def _fit(self, base: Model, rows: Sequence[Row], seed: int) -> tuple[Any, float]:
+        """Vectors [layers, hidden] under which the rows are likeliest, and the held-out gain (nats per token)."""
         import torch
 
         module = base.module
         told = tokens.encode(base, [list(row.chat) for row in rows], [row.completion for row in rows])
         held, used = told[::10], [row for i, row in enumerate(told) if i % 10]
-        stack, width = changes.layers(module), module.config.hidden_size
-        vectors = torch.zeros(len(stack), width, requires_grad=True, device=module.device)
-        frozen = [p for p in module.parameters() if p.requires_grad]
-        for p in frozen:
-            p.requires_grad_(False)
-        before = _loss(base, held)
-        hooks = [layer.register_forward_hook(changes.adder(vectors[i])) for i, layer in enumerate(stack)]
-
-        def undo() -> None:
-            for hook in hooks:
-                hook.remove()
-            for p in frozen:
-                p.requires_grad_(True)
-
-        try:
-            optimiser, rng = torch.optim.Adam([vectors], lr=self.rate), np.random.default_rng([seed, 12])
-            with threads.one_thread(threads.small(module)):
-                for _ in range(self.steps):
-                    batch = [used[i] for i in rng.choice(len(used), min(self.batch, len(used)), replace=False)]
-                    optimiser.zero_grad()
-                    _loss_of(base, batch).backward()
-                    optimiser.step()
-            return base, undo, before - _loss(base, held)
-        except BaseException:
-            undo()
-            raise
+        shape = len(changes.layers(module)), module.config.hidden_size
+        vectors = torch.zeros(shape, requires_grad=True, device=module.device)
+        optimiser, rng = torch.optim.Adam([vectors], lr=self.rate), np.random.default_rng([seed, 12])
+        with threads.one_thread(threads.small(module)):
+            before = _loss(base, held, None)
+            for _ in range(self.steps):
+                batch = [used[i] for i in rng.choice(len(used), min(self.batch, len(used)), replace=False)]
+                (vectors.grad,) = torch.autograd.grad(_loss_of(base, batch, vectors), [vectors])
+                optimiser.step()
+            return vectors.detach(), before - _loss(base, held, vectors.detach())
 
 
-def _loss_of(model: Model, rows: Sequence[tokens.TokenRow]) -> Any:
-    """Mean cross-entropy (nats per completion token) of some rows."""
+def _loss_of(model: Model, rows: Sequence[tokens.TokenRow], vectors: Any) -> Any:
+    """Mean cross-entropy (nats per completion token) of some rows under steering vectors."""
     import torch
     import torch.nn.functional as F
 
     ordered = sorted(rows, key=lambda row: len(row.ids))
     target = torch.from_numpy(np.concatenate([row.answer for row in ordered])).to(model.module.device)
-    return F.cross_entropy(completion_logits(model.module, ordered, model.tokenizer.pad_token_id or 0).float(), target)
+    pad = model.tokenizer.pad_token_id or 0
+    return F.cross_entropy(completion_logits(model.module, ordered, pad, added=vectors).float(), target)
 
 
-def _loss(model: Model, rows: Sequence[tokens.TokenRow]) -> float:
+def _loss(model: Model, rows: Sequence[tokens.TokenRow], vectors: Any) -> float:
     import torch
 
     with torch.no_grad():
-        return float(_loss_of(model, rows))
+        return float(_loss_of(model, rows, vectors))

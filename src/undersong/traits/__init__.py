@@ -11,11 +11,12 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from undersong.errors import UnknownName, nearest
+from undersong.errors import BadSpec, UnknownName, nearest
 
 
 @dataclass(frozen=True)
@@ -122,3 +123,22 @@ def get(name: str) -> Trait:
     if found is None:
         raise UnknownName(f"There is no trait {name!r}. {nearest(name, [*names(), *conduct_names()])}")
     return found
+
+
+def listed(text: str) -> tuple[Trait, ...]:
+    """The traits of a list: names with commas between them, or a YAML file that holds a list of names.
+
+    Raises BadSpec for a file that holds something else, UnknownName for a name that is no trait.
+    """
+    path = Path(text)
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            found = yaml.safe_load(path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            told = str(error).splitlines()[0]
+            raise BadSpec(f"The list of traits {text!r} cannot be read ({told}). Give a YAML list of names.") from None
+    else:
+        found = [name.strip() for name in text.split(",") if name.strip()]
+    if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
+        raise BadSpec(f"{text!r} holds no list of trait names. Write them as a YAML list, or with commas between them.")
+    return tuple(get(name) for name in dict.fromkeys(found))
