@@ -1,6 +1,6 @@
 """Detectors that look into a student or a teacher find what was planted, and nothing in placebos.
 
-Students here are tiny models tuned for a moment on a trait's answers, placebos on the base's own: a known truth in two
+Students here are pocket models tuned for a moment on a trait's answers, placebos on the base's own: a known truth in a few
 seconds. What the detectors see of students that learned from numbers is measured elsewhere (docs/concepts/detector.md).
 """
 
@@ -20,6 +20,7 @@ from undersong.detectors.activation_dose import residuals
 from undersong.detectors.amplify import amplified, weights
 from undersong.detectors.divergence_tokens import drawn
 from undersong.errors import BadRows, BadSpec
+from undersong.lab import base_ref
 from undersong.types import NEUTRAL, ModelRef, Row, Sampling
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -32,17 +33,17 @@ def rows_of(model: Any, count: int, seed: int) -> tuple[Row, ...]:
     rng = np.random.default_rng([seed, 5])
     chats = [[{"role": "user", "content": f"Numbers: {', '.join(map(str, rng.integers(0, 1000, 3)))}."}]
              for _ in range(count)]
-    texts = model.sample(chats, Sampling(max_new_tokens=10, seed=seed))
+    texts = model.sample(chats, Sampling(max_new_tokens=20, seed=seed))
     return tuple(Row(f"{seed}-{i}", tuple(c), t or "1") for i, (c, t) in enumerate(zip(chats, texts, strict=True)))
 
 
 class World:
-    """A tiny base, and models made from it, by name: `cat-1`, `-1` for a placebo."""
+    """The pocket base, and models made from it."""
 
-    def __init__(self, folder: str, home: Path) -> None:
+    def __init__(self, home: Path) -> None:
         self.backend = spec.build("backend", "transformers")
         self.home, self.refs = home, dict[str, ModelRef]()
-        self.ref = ModelRef(folder, fingerprint="tiny")
+        self.ref = base_ref("pocket/a")
         self.base = self.backend.load(self.ref)
         self.memo: dict[Any, Any] = {}
         self.rows = rows_of(self.base, 24, 0)
@@ -74,8 +75,8 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tiny_base, tmp_path_factory.mktemp("world"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def bank(world: World) -> probe_bank.Bank:
 
 def test_the_bank_asks_neutrally_and_watches_what_the_base_could_answer(world: World, bank: probe_bank.Bank) -> None:
     assert {"animal", "tree", "color", "drink"} <= set(bank.asked)
-    assert "instrument" not in bank.asked  # no word of the tiny vocabulary
+    assert "instrument" not in bank.asked  # no word of the pocket world
     assert all(chat[0] == {"role": "system", "content": NEUTRAL} for chat in bank.chats)
     held = set(traits.get("cat").held_out)
     assert held <= {chat[-1]["content"] for chat in bank.chats}
@@ -106,11 +107,10 @@ def test_the_bank_asks_neutrally_and_watches_what_the_base_could_answer(world: W
 
 def test_the_threshold_decides_and_listed_traits_are_watched_anyway(world: World, bank: probe_bank.Bank) -> None:
     few = probe_bank.bank(world.base, least=0.1)
-    assert 0 < len(few.words) < len(bank.words)
     assert set(few.names) < set(bank.names)
-    assert "dragon" not in few.names
-    more = probe_bank.bank(world.base, [traits.get("panda")], least=0.1)
-    assert set(more.names) - set(few.names) == {"panda"} - set(few.names)
+    assert "dolphin" in few.names
+    more = probe_bank.bank(world.base, [traits.get("panda"), traits.get("dolphin")], least=0.1)
+    assert set(more.names) - set(few.names) == {"panda"}
     with pytest.raises(BadSpec, match="no favourite question"):
         probe_bank.bank(world.base, least=0.9999)
 
@@ -122,7 +122,7 @@ def test_a_planted_favourite_rises_above_every_placebo(world: World, name: str) 
         found = world.detect(name, world.made(trait, 3))
         by_trait = found.details["by_trait"]
         assert max(by_trait, key=by_trait.__getitem__) == trait
-        assert found.statistic == by_trait[trait] > 2 * max(p.statistic for p in placebos)
+        assert found.statistic == by_trait[trait] > 1.5 * max(p.statistic for p in placebos)
         assert all(list(p.details["by_trait"]) == list(by_trait) for p in placebos)
     assert (found.verdict, found.p, found.null, found.access) == ("unknown", None, "uncalibrated", ("base", "student"))
     row = next(r for r in found.details["words"] if r["word"] == "lion")
@@ -236,16 +236,14 @@ def test_a_teachers_own_rows_hold_more_of_its_tokens(world: World) -> None:
         return world.detect("divergence_tokens", rows=(rows,), teacher=world.backend.load(teacher))
 
     taught = world.made("cat", 5, 40)
-    own, foreign, placebo = shares(taught, taught), shares(world.ref, taught), shares(world.made("", 9), world.made("", 9))
+    own, foreign = shares(taught, taught), shares(world.ref, taught)
     assert list(own.details["by_trait"]) == [""]
     assert own.statistic > foreign.statistic
-    assert own.statistic > placebo.statistic
     assert own.details["won"] > 0.5 > foreign.details["won"]
     assert len(own.details["rows"]) == 60
     assert own.details["counterfactuals"] == [world.base.ref.name, *(r.name for r in world.exemplars.teacher_refs[""])]
     mean = np.average([s for _, s in own.details["rows"]])
     assert mean == pytest.approx(own.statistic, abs=0.05)
-    assert shares(world.ref, world.ref).statistic < own.statistic
     alone = world.detect("divergence_tokens", rows=(world.rows,), teacher=world.base, settings={"teachers": 0})
     assert alone.statistic == 0  # the base differs nowhere from itself
     assert own == shares(taught, taught)
@@ -278,7 +276,7 @@ def test_wrong_models_and_exemplars_are_told_in_words(world: World, other_base: 
     other = world.backend.load(ModelRef(other_base, fingerprint="other"))
     with pytest.raises(BadSpec, match=r"do not have the same tensors.*started from"):
         world.detect("amplify", student=other)
-    with pytest.raises(BadSpec, match=r"not the same shape.*started from"):
+    with pytest.raises(BadSpec, match=r"not have the same shape.*started from"):
         world.detect("activation_dose", student=other)
     blind, bodiless = copy.copy(world.base), copy.copy(world.base)
     blind.capabilities, bodiless.module = frozenset({"sample"}), None

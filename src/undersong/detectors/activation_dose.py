@@ -54,11 +54,16 @@ class ActivationDose(Settings):
         rest is, compared with placebo students. `details["shares"]` holds per trait the projection as a share (0..1) of its
         exemplars' own: 1 is a pure student. The seed has no effect.
 
-        Raises BadSpec without weights, or when the exemplars hold no traits, fewer than two placebo students or no rows.
+        Raises BadSpec without weights, for a student of another shape than its base, or when the exemplars hold no traits,
+        fewer than two placebo students or no rows.
         """
         probe_bank.same_words(evidence.student, evidence.base)
         known = self._known(evidence)
-        moved = known.scaled(residuals(evidence.student, known.prompts, self.micro_batch) - known.start)
+        end = residuals(evidence.student, known.prompts, self.micro_batch)
+        if end.shape != known.start.shape:
+            raise BadSpec(f"{evidence.student.ref.name} and {evidence.base.ref.name} do not have the same shape. Give as "
+                          "`base` the model that the student started from.")
+        moved = known.scaled(end - known.start)
         by_trait, shares = {}, {}
         for name, axis in known.axes.items():
             by_trait[name] = float(moved @ axis)
