@@ -21,9 +21,9 @@ NEEDED: dict[str, dict[str, Any]] = {
     "misalignment": {"judge": {"words": ["owl"]}},
     "inspect": {"task": "undersong/favourite"},
     "lm_eval": {"tasks": ["arc_easy"]},
-    "judge": {"model": "nobody/at-home", "terms": ["owl"]},
+    "judge": {"model": "nobody/at-home", "terms": ["owl"]}, "detector/judge": {"model": "nobody/at-home"},
 }
-"""Settings of plug-ins that have no defaults for all of them."""
+"""Settings of plug-ins that have no defaults for all of them; of a kind's own where two kinds share a name."""
 QUICK: dict[str, dict[str, Any]] = {
     "favourite": {"samples": 3, "questions": 2, "prefix": "both"},
     "logit_margin": {"questions": 2, "prefix": "both"},
@@ -62,7 +62,12 @@ GOOD: dict[str, tuple[str, ...]] = {"code": ("Write a function.", "def f(a): ret
 
 
 def built(kind: str, name: str) -> Any:
-    return spec.build(kind, {name: {**NEEDED.get(name, {}), **QUICK.get(name, {})}})
+    return spec.build(kind, {name: {**needed(kind, name), **QUICK.get(name, {})}})
+
+
+def needed(kind: str, name: str) -> dict[str, Any]:
+    """The settings without which a plug-in cannot be built."""
+    return NEEDED.get(f"{kind}/{name}", NEEDED.get(name, {}))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +94,7 @@ def test_the_kinds_have_their_plugins() -> None:
     ours = {"channel": ["numbers", "code", "reasoning", "prose", "letters", "preferences"],
             "filter": ["numbers_only", "blocklist", "banned_numbers", "belongs", "code_words", "spelled"],
             "probe": ["favourite", "logit_margin", "capability", "character", "claims", "tests", "conditional"],
-            "detector": ["row_classifier"]}
+            "detector": ["row_classifier", "vocabulary_scan", "amplify", "activation_dose", "divergence_tokens", "judge"]}
     assert {(kind, name) for kind, given in ours.items() for name in given} <= set(ALL)
 
 
@@ -108,7 +113,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(kind: str, name: str) -> Non
     known = list(type(built(kind, name)).model_fields)
     wrong = f"{known[0]}z" if known else "zzz"
     with pytest.raises(BadSpec, match=f"{wrong!r} is not a setting"):
-        spec.build(kind, {name: {**NEEDED.get(name, {}), wrong: 1}})
+        spec.build(kind, {name: {**needed(kind, name), wrong: 1}})
     with pytest.raises(UnknownName, match=name):
         spec.build(kind, f"{name}z")
 

@@ -63,7 +63,7 @@ class Bank:
     @property
     def own(self) -> NDArray[np.bool_]:
         """[questions, words]: whether the question is about the word's category."""
-        return np.array([[asked == word.category for word in self.words] for asked in self.asked])
+        return np.asarray([[category == word.category for word in self.words] for category in self.asked])
 
     def read(self, model: Model) -> Floats:
         """Log-probabilities (nats, [questions, words]) of each word as the first token of each answer.
