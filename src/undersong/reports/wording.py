@@ -130,6 +130,23 @@ def p_value(p: Any) -> str:
     return f"{p:.3f}".lstrip("0") if p < 0.0995 else f"{p:.2f}".removeprefix("0")
 
 
+def p_tested(p: Any, at_floor: bool) -> str:
+    """A p-value from a null of few units: ".020 (floor)" where no smaller one was possible; a word where there is none."""
+    return "uncalibrated" if p is None else f"{p_value(p)}{' (floor)' if at_floor else ''}"
+
+
+def percent(share: Any) -> str:
+    """A share as short as it can be: "10 %", "0.5 %"; one too small for a decimal is not rounded to nothing."""
+    if share is None:
+        return DASH
+    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f}".removesuffix(".0") + " %"
+
+
+def z(value: Any) -> str:
+    """A distance in standard deviations of the placebos: "9.1"."""
+    return DASH if value is None else f"{value:.1f}".replace("-", "−").replace("−0.0", "0.0")
+
+
 def verdict(contrast: dict[str, Any]) -> str:
     """A contrast in a word: higher, lower, "no difference found", or why it is not a test."""
     p, low, high = contrast.get("p"), contrast.get("low"), contrast.get("high")
