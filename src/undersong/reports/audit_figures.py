@@ -34,11 +34,11 @@ def placebos(audit: Audit) -> Figure | None:
         return None
     values = [v for t in tests for v in (*t.null_values, *([] if t.observed is None else [t.observed]))]
     low, high = min(0.0, *values), max(1.0, *values)
-    data: dict[str, list[Entry]] = {"dots": [], "audited": [], "labels": [], "ground": []}
+    data: dict[str, list[Entry]] = {"dots": [], "audited": [], "families": [], "labels": [], "ground": []}
     for i, t in enumerate(tests):
         data["dots"] += _stacked(t, i, low, high)
         name = called(t)
-        data["labels"].append({"at": i + 0.17, "name": name, "note": _note(t)})
+        data["families" if t.whole else "labels"].append({"at": i + 0.17, "name": name, "note": _note(t)})
         data["ground"].append({"at": i + 0.92})
         if t.observed is not None:
             kind = ALARM if t.alarms(audit.alpha) else CALM
@@ -91,9 +91,8 @@ def power(audit: Audit) -> Figure | None:
         f"{size} in this audit: how often a set is found in which a share of the rows comes from a trait teacher. "
         + (f"The band is the interval over {' to '.join(map(str, trials[:1] + trials[1:][-1:]))} trials. " if trials else "")
         + ("At a share of 0 it is the rate of false alarms. " if curve[0].share == 0 else "")
-        + smallest_share(found)
-    )
-    return Figure("What it could have seen", caption, _power(found), most=680)
+    ).strip()
+    return Figure("How often it is found, by share of rows", caption, _power(found), most=680)
 
 
 def tally(audit: Audit) -> Figure | None:
@@ -175,7 +174,10 @@ def _strips(data: dict[str, list[Entry]], rows: int, low: float, high: float) ->
         start = alt.Y("from:Q", scale=alt.Scale(domain=[0, rows], reverse=True), axis=None)
         layers.append(audited.mark_rule(strokeWidth=2.5).encode(y=start, y2="at:Q"))
         layers.append(audited.mark_point(shape="diamond", filled=True, size=150, opacity=1).encode(y=start))
-    layers += names(y, room=105, what="test")
+    # a detector stands a little to the right, under its family
+    for found, left in (("families", 2), ("labels", 16 if data["families"] else 2)):
+        if data[found]:
+            layers += names(y, room=105 + left, what="test", rows=found, left=left)
     chart = alt.layer(*layers).properties(width="container", height=62 * rows)
     return spec(chart, **{name: found for name, found in data.items() if found})
 
@@ -203,38 +205,30 @@ def _heat(rows: list[Entry], marked: list[Entry], traits: list[str], detectors: 
     x = alt.X("detector:N", sort=detectors, title=None, axis=top, scale=alt.Scale(domain=detectors))
     y = alt.Y("trait:N", sort=traits, title=None, scale=alt.Scale(domain=traits))
     tips = [alt.Tooltip(f"{field}:N") for field in ("trait", "detector", "z", "p", "share")]
-    opacity = alt.Opacity("heat:Q", scale=alt.Scale(domain=[0, 1], range=[0.05, 1]), legend=None)
+    # never so full that the ink of the page could not be read on it, in light and in dark
+    opacity = alt.Opacity("heat:Q", scale=alt.Scale(domain=[0, 1], range=[0.05, 0.55]), legend=None)
     cells = alt.Chart(alt.NamedData("cells")).mark_rect().encode(x=x, y=y, color=_kinds(alt), opacity=opacity, tooltip=tips)
-    layers = [cells]
-    size = 12 if len(detectors) <= 6 else 10
-    for name, strong in (("weak", False), ("on_strong", True)):
-        if any(row["strong"] is strong for row in rows):
-            text = alt.Chart(alt.NamedData(name)).mark_text(fontSize=size).encode(x=x, y=y, text="z:N", tooltip=tips)
-            layers.append(text.properties(name=f"{name}_text"))
+    text = alt.Chart(alt.NamedData("cells")).mark_text(fontSize=12 if len(detectors) <= 6 else 10)
+    layers = [cells, text.encode(x=x, y=y, text="z:N", tooltip=tips)]
     if marked:
         box = alt.Chart(alt.NamedData("marked")).mark_rect(filled=False, strokeWidth=2).encode(x=x, y=y)
         layers.append(box.properties(name="in_ink"))
-    data = {
-        "cells": rows,
-        "weak": [r for r in rows if not r["strong"]],
-        "on_strong": [r for r in rows if r["strong"]],
-        "marked": marked,
-    }
     chart = alt.layer(*layers).properties(width="container", height=34 * len(traits))
-    return spec(chart, **{name: found for name, found in data.items() if found})
+    drawn = spec(chart, cells=rows, **({"marked": marked} if marked else {}))
+    # slanted labels reach beyond the last column
+    beyond = max(0, round(5 * len(detectors[-1])) - 25) if len(detectors) > 4 else 0
+    return drawn | {"padding": {"left": 5, "top": 5, "bottom": 5, "right": 5 + beyond}}
 
 
 def _cell(finding: Tested, suspicion: Suspicion, label: str) -> Entry:
     z = suspicion.z or 0.0
-    heat = min(1.0, max(0.0, z / FULL))
     return {
         "trait": label,
         "detector": spaced(finding.name),
         "z": say.z(z),
         "p": say.p_value(suspicion.p),
         "share": say.percent(suspicion.share),
-        "heat": heat,
-        "strong": heat > 0.6,
+        "heat": min(1.0, max(0.0, z / FULL)),
         "kind": ALARM,
     }
 
@@ -245,7 +239,7 @@ def _power(found: Power) -> dict[str, Any]:
     curve = [{"share": p.share, "power": p.power, "low": p.low, "high": p.high} for p in points]
     most = points[-1].share or 1.0
     percent = "format(datum.value * 100, '~g') + ' %'"
-    ticks = alt.Axis(values=[p["share"] for p in curve], labelExpr=percent, labelOverlap="greedy", labelFlush=True)
+    ticks = alt.Axis(values=[p["share"] for p in curve], labelExpr=percent, labelOverlap="greedy", labelSeparation=6)
     # a square root, because what matters happens at small shares
     scale = alt.Scale(type="sqrt", domain=[0, most])
     x = alt.X("share:Q", title="share of rows that carry a trait", scale=scale, axis=ticks)

@@ -170,7 +170,7 @@ def read(audit: Mapping[str, Any]) -> Audit:
     if (made := fields.number(audit, "format")) is not None and made > FORMAT:
         raise BadSpec(
             f"This audit is of format {made:g}, and this version of Undersong reads formats up to {FORMAT}. "
-            "Upgrade Undersong, or make the audit again with this version."
+            "Upgrade Undersong, or run `undersong audit` again with this version."
         )
     verdict = fields.text(audit, "verdict") or "unknown"
     if verdict not in VERDICTS:

@@ -76,7 +76,7 @@ def _traits(audit: Audit) -> Section | None:
         return None
     lead = (
         "A trait that is there stands out from its neighbours, and in more than one detector."
-        if heat and len(audit.findings) > 1
+        if sum(any(s.z is not None for s in f.by_trait) for f in audit.findings) > 1
         else "A trait that is there stands out from its neighbours."
     )
     return Section(

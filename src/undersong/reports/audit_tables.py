@@ -66,9 +66,9 @@ def evidence(audit: Audit) -> Table | None:
     lines = []
     for token in dict.fromkeys([*EVIDENCE, *audit.granted]):
         name, asks = EVIDENCE.get(token, (spaced(token), say.DASH))
-        held = "held" if token in audit.granted else "not held"
-        lines.append((name, held, audit.held.get(token, say.DASH) if held == "held" else say.DASH, asks))
-    return table_of("What was held", ("evidence", "", "which", "what it allows to ask"), lines) if audit.granted else None
+        held = token in audit.granted
+        lines.append((name, "yes" if held else "no", audit.held.get(token, say.DASH) if held else say.DASH, asks))
+    return table_of("Evidence", ("evidence", "held", "which", "what it allows to ask"), lines) if audit.granted else None
 
 
 def skipped(audit: Audit) -> Table | None:

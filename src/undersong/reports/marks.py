@@ -103,15 +103,17 @@ def rows_of_arms(
     return spec(chart, **{name: rows for name, rows in data.items() if rows}, labels=labels)
 
 
-def names(y: Any, above: float = 0.0, notes: bool = True, room: int = 95, what: str = "arm") -> list[Any]:
-    """The layers that write the name of a row at its left and its note at its right, from the rows called `labels`."""
+def names(
+    y: Any, above: float = 0.0, notes: bool = True, room: int = 95, what: str = "arm", rows: str = "labels", left: int = 2
+) -> list[Any]:
+    """The layers that write the name of a row at its left and its note at its right, from the data called `rows`."""
     alt = library("altair")
-    text = alt.Chart(alt.NamedData("labels")).encode(y=y, tooltip=[alt.Tooltip("name:N", title=what)])
+    text = alt.Chart(alt.NamedData(rows)).encode(y=y, tooltip=[alt.Tooltip("name:N", title=what)])
     limit = alt.ExprRef(f"max(width - {room}, 60)" if notes else "width")
-    name = text.mark_text(align="left", dy=above, fontSize=13, limit=limit).encode(x=alt.value(2), text="name:N")
+    name = text.mark_text(align="left", dy=above, fontSize=13, limit=limit).encode(x=alt.value(left), text="name:N")
     note = text.mark_text(align="right", dy=above, fontSize=12).encode(x=alt.value("width"), text="note:N")
     # The page gives marks of these names an outline in the colour of the paper, so that no line crosses a word.
-    return [name.properties(name="outlined_name"), note.properties(name="outlined_note")]
+    return [name.properties(name=f"outlined_name_{rows}"), note.properties(name=f"outlined_note_{rows}")]
 
 
 def spec(chart: Any, **datasets: list[Entry]) -> dict[str, Any]:

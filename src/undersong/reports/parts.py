@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -105,9 +106,13 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             rows += flat(value, f"{prefix}{key}.")
         else:
-            several = value if isinstance(value, list | tuple) else [say.DASH if value is None else value]
-            rows.append((f"{prefix}{key}", ", ".join(map(str, several))))
+            several = value if isinstance(value, list | tuple) else [value]
+            rows.append((f"{prefix}{key}", ", ".join(say.DASH if _unknown(one) else str(one) for one in several)))
     return rows
+
+
+def _unknown(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
 def given(*found: Any) -> tuple[Any, ...]:
