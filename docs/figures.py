@@ -14,6 +14,7 @@ from typing import Any
 
 from undersong.reports import figures, reading
 from undersong.reports.marks import library
+from undersong.reports.parts import Figure
 
 CONFIG = {
     "background": "white",
@@ -31,7 +32,7 @@ CONFIG = {
 }
 
 
-def draw(figure: figures.Figure, path: Path, width: int) -> None:
+def draw(figure: Figure, path: Path, width: int) -> None:
     """Write one figure as SVG."""
     spec = {**figure.spec, "width": width, "title": {"text": figure.title, "anchor": "start", "fontSize": 15}}
     path.write_text(library("vl_convert").vegalite_to_svg(spec, config=CONFIG), encoding="utf-8")
@@ -93,7 +94,7 @@ def unseen(results: dict[str, Any], seen: tuple[str, ...] = ("owl", "dolphin", "
     return "\n".join(["", *lines, ""]) if lines else ""
 
 
-def carriers(every: list[dict[str, Any]]) -> figures.Figure:
+def carriers(every: list[dict[str, Any]]) -> Figure:
     """λ of the favourite rate of the first teacher, one line per experiment and carrier."""
     lines = [
         {"carrier": s["channel"], "points": 100 * s["lambda"], "low": 100 * s["low"], "high": 100 * s["high"]}
@@ -115,7 +116,7 @@ def carriers(every: list[dict[str, Any]]) -> figures.Figure:
              "encoding": {"y": y, "x": {"field": "points", **x}}},
         ],
     }
-    return figures.Figure("What carries a favourite animal", "Points are λ, bars its 95 % intervals over runs.", spec)
+    return Figure("What carries a favourite animal", "Points are λ, bars its 95 % intervals over runs.", spec)
 
 
 def main() -> None:

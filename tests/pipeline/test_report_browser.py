@@ -20,10 +20,11 @@ import pytest
 
 pytest.importorskip("altair", reason="the report extra is not installed")
 
-from undersong.reports import html
+from undersong.reports import audit, html
 
 pytestmark = pytest.mark.browser
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "report_results.py"
+AUDITS = FIXTURE.with_name("audit_results.py")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     "--headless",
@@ -289,3 +290,57 @@ def test_a_request_would_be_noticed(browser: Browser, page: Path, tmp_path: Path
     open_page.write_text(text.replace("<main>", "<main><img src='http://127.0.0.1:9/x.png'>", 1), "utf-8")
     browser.open(open_page)
     assert "http://127.0.0.1:9/x.png" in browser.requests()
+
+
+@pytest.fixture(scope="module")
+def audits() -> dict[str, Any]:
+    return runpy.run_path(str(AUDITS))
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (400, True)])
+@pytest.mark.parametrize("verdict", ["found", "clean", "unknown"])
+def test_audit_renders_in_silence_and_asks_for_nothing(
+    browser: Browser, audits: dict[str, Any], tmp_path: Path, verdict: str, width: int, dark: bool
+) -> None:
+    page = audit.write(audits[verdict](), tmp_path / "audit.html")
+    browser.open(page, width, dark)
+    assert browser.value("document.querySelectorAll('.chart svg').length") == 4
+    assert browser.complaints() == []
+    assert browser.requests() == [page.as_uri()]
+    assert browser.value("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
+    assert browser.value(BRIGHTER) is dark
+    assert browser.value(READABLE)
+    found = audits[verdict]()
+    assert found["sentence"] == browser.value("document.querySelector('header.verdict h1').innerText")
+    # one dot for each placebo, in the row of each family and detector with a null of its own
+    tests = [*found["families"], *(f for f in found["findings"] if f["null_values"])]
+    dots = "[...document.querySelector('.chart').querySelectorAll('.mark-symbol')].map(m => m.children.length)"
+    assert browser.value(dots) == [sum(len(t["null_values"]) for t in tests), len(tests)]
+
+
+def test_the_colour_of_a_verdict_is_its_own(browser: Browser, audits: dict[str, Any], tmp_path: Path) -> None:
+    tones = []
+    for verdict in ("found", "clean", "unknown"):
+        browser.open(audit.write(audits[verdict](), tmp_path / f"{verdict}.html"))
+        tones.append(browser.value("getComputedStyle(document.querySelector('.verdict .word')).color"))
+    assert len(set(tones)) == 3
+
+
+def test_hostile_text_in_an_audit_stays_text(browser: Browser, audits: dict[str, Any], tmp_path: Path) -> None:
+    evil = "</script><script>window.hit=1</script><img src=x onerror=window.hit=2>\u202e"
+
+    def spoil(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {k: spoil(v, k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [spoil(v) for v in value]
+        return value + evil if isinstance(value, str) and key != "verdict" else value
+
+    browser.open(audit.write(spoil(audits["found"]()), tmp_path / "evil.html"), 400)
+    browser.value("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.value("window.hit") is None
+    assert browser.value("document.querySelectorAll('img').length") == 0
+    assert browser.value("document.body.textContent.includes('\\u202e')") is False
+    assert browser.value(DRAWN)
+    assert browser.value("document.documentElement.scrollWidth") <= 400
+    assert browser.complaints() == []

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from undersong.errors import BadRows, MissingExtra, NoRoom, NothingMeasured
 from undersong.reports import figures, html, tables, wording
+from undersong.reports import page as page_of
+from undersong.reports.parts import Table
 from undersong.reports.reading import arms_in_order, read
-from undersong.reports.tables import Table
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "report_results.py"
 DATA = runpy.run_path(str(FIXTURE))
@@ -247,6 +248,15 @@ def test_a_row_that_is_a_script_is_text(page: str) -> None:
     assert not [n for n, _ in parsed.attributes if n.startswith("on")]
 
 
+def test_characters_that_act_or_hide_are_written_out() -> None:
+    hidden = "7\u202e, \x1b[31m8\x00\n\ufe01\U000e0141\ud8009"
+    assert wording.visible(hidden) == r"7\u202e, \x1b[31m8\x00 \ufe01\U000e0141\ud8009"
+    answers = [a | {"answer": hidden} for a in RESULTS["examples"]["answers"][:1]]
+    page = html.render(changed(examples={"answers": answers}))
+    assert r"7<mark>\u202e</mark>, <mark>\x1b</mark>[31m8<mark>\x00</mark>" in page
+    assert not set(page) & set("\u202e\x1b\x00\ufe01\U000e0141\ud800")
+
+
 def test_the_page_is_the_same_bytes_again(page: str) -> None:
     assert html.render(copy.deepcopy(RESULTS)) == page
 
@@ -296,7 +306,7 @@ def test_many_arms_and_traits_fold_away() -> None:
 @settings(max_examples=30)
 @given(st.recursive(st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.text(), st.lists, max_leaves=8))
 def test_embedded_json_reads_back_and_cannot_leave_its_element(value: Any) -> None:
-    text = html.embed([value, "</script><!--"])
+    text = page_of.embed([value, "</script><!--"])
     assert not set(text) & set("<>&\u2028\u2029")
     assert json.loads(text) == [value, "</script><!--"]
 
@@ -330,9 +340,9 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setitem(sys.modules, name, None)
         monkeypatch.setattr(builtins, "__import__", refuse)
 
-    html._bundle.cache_clear()
+    page_of._bundle.cache_clear()
     yield remove
-    html._bundle.cache_clear()
+    page_of._bundle.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["altair", "jinja2", "vl_convert"])

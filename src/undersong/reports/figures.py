@@ -7,28 +7,17 @@ a tick is the mean. Its caption says so, and how many runs there are.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from undersong.reports import wording as say
 from undersong.reports.marks import Axis, dot, library, mean, rows_of_arms, spec, tip
+from undersong.reports.parts import Figure
 from undersong.reports.reading import CONTROL, Entry, Reading, arms_in_order
 
 RAMP = ("#f3f6fa", "#cfe0f0", "#93bfe0", "#4c8fc4", "#1c5f9c", "#0b3c6f")
 COMPARED = ("treated", "no_trait", "base")
 BAND = 0.1
 """The figure of capability reaches at least this far to either side of the base model."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A Vega-Lite specification with its title and the caption that says what the marks are."""
-
-    title: str
-    caption: str
-    spec: dict[str, Any]
-    most: int = 0
-    """The widest it should be drawn, in pixels; 0 for the width of the page."""
 
 
 def opening(reading: Reading, channel: str, trait: str, every_arm: bool = False) -> Figure | None:

@@ -98,9 +98,22 @@ def rows_of_arms(
     y = alt.Y("arm:N", scale=alt.Scale(domain=[one["arm"] for one in labels]), axis=None)
     layers = _layers(alt, axis, y, below=row / 5)
     used = [layer(alt.Chart(alt.NamedData(name))) for name, layer in layers.items() if data[name]]
-    used += _names(alt, y, above=-row / 6, notes=any(one["note"] for one in labels))
+    used += names(y, above=-row / 6, notes=any(one["note"] for one in labels))
     chart = alt.layer(*used).properties(width="container", height=row * len(labels))
     return spec(chart, **{name: rows for name, rows in data.items() if rows}, labels=labels)
+
+
+def names(
+    y: Any, above: float = 0.0, notes: bool = True, room: int = 95, what: str = "arm", rows: str = "labels", left: int = 2
+) -> list[Any]:
+    """The layers that write the name of a row at its left and its note at its right, from the data called `rows`."""
+    alt = library("altair")
+    text = alt.Chart(alt.NamedData(rows)).encode(y=y, tooltip=[alt.Tooltip("name:N", title=what)])
+    limit = alt.ExprRef(f"max(width - {room}, 60)" if notes else "width")
+    name = text.mark_text(align="left", dy=above, fontSize=13, limit=limit).encode(x=alt.value(left), text="name:N")
+    note = text.mark_text(align="right", dy=above, fontSize=12).encode(x=alt.value("width"), text="note:N")
+    # The page gives marks of these names an outline in the colour of the paper, so that no line crosses a word.
+    return [name.properties(name=f"outlined_name_{rows}"), note.properties(name=f"outlined_note_{rows}")]
 
 
 def spec(chart: Any, **datasets: list[Entry]) -> dict[str, Any]:
@@ -137,15 +150,6 @@ def _layers(alt: Any, axis: Axis, y: Any, below: float) -> dict[str, Layer]:
         )
 
     return {"lines": lines, "spans": spans, "means": means, "dots": dots}
-
-
-def _names(alt: Any, y: Any, above: float, notes: bool) -> list[Any]:
-    text = alt.Chart(alt.NamedData("labels")).encode(y=y, tooltip=[alt.Tooltip("name:N", title="arm")])
-    room = alt.ExprRef("max(width - 95, 60)" if notes else "width")
-    name = text.mark_text(align="left", dy=above, fontSize=13, limit=room).encode(x=alt.value(2), text="name:N")
-    note = text.mark_text(align="right", dy=above, fontSize=12).encode(x=alt.value("width"), text="note:N")
-    # The page gives marks of these names an outline in the colour of the paper, so that no line crosses a word.
-    return [name.properties(name="outlined_name"), note.properties(name="outlined_note")]
 
 
 def _kind(arm: str) -> str:

@@ -6,15 +6,12 @@ Leads count and name what the tables hold; they compute no statistic and hide no
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
 
 from undersong.reports import figures, tables
 from undersong.reports import wording as say
-from undersong.reports.figures import Figure
+from undersong.reports.parts import Quote, Section, Table, flat, given
 from undersong.reports.reading import BESIDE, CONTROL, Entry, Reading
-from undersong.reports.tables import Table
 
 SHOWN = 6
 """Example rows or answers shown of each arm and trait; the results hold them all."""
@@ -22,30 +19,6 @@ LONG = 30
 """A table of more lines than this is folded away, behind its lines about the first trait."""
 OPEN = 2
 """Heatmaps shown at once; the others wait behind a line to click."""
-
-
-@dataclass(frozen=True)
-class Quote:
-    """Example texts of one arm: pairs of what was asked and what was answered, and how many more are stored."""
-
-    title: str
-    pairs: tuple[tuple[str, str], ...]
-    more: int
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: a lead of plain sentences, then figures and tables, then what is folded away."""
-
-    id: str
-    title: str
-    lead: tuple[str, ...] = ()
-    figures: tuple[Figure, ...] = ()
-    tables: tuple[Table, ...] = ()
-    more: str = ""
-    more_figures: tuple[Figure, ...] = ()
-    more_tables: tuple[Table, ...] = ()
-    quotes: tuple[Quote, ...] = ()
 
 
 def sections(reading: Reading) -> list[Section]:
@@ -65,7 +38,7 @@ def sections(reading: Reading) -> list[Section]:
 
 
 def _controls(reading: Reading) -> Section | None:
-    made = _given(*(tables.contrasts(reading, channel) for channel in reading.channels or ("",)))
+    made = given(*(tables.contrasts(reading, channel) for channel in reading.channels or ("",)))
     others = tables.other_contrasts(reading)
     if made and len(made[0].rows) > LONG and (first := tables.contrasts(reading, reading.channel, trait=reading.trait)):
         made = (dataclasses.replace(first, title=f"{first.title}, {reading.trait}"), *made)
@@ -81,7 +54,7 @@ def _controls(reading: Reading) -> Section | None:
         (lead, care),
         tables=made[:1],
         more=more,
-        more_tables=(*made[1:], *_given(others)),
+        more_tables=(*made[1:], *given(others)),
     )
 
 
@@ -101,8 +74,8 @@ def _matrix(reading: Reading) -> Section | None:
         "specificity",
         "Is it this trait, or any trait?",
         (lead,),
-        figures=(*_given(every), *maps[:OPEN]),
-        tables=_given(table),
+        figures=(*given(every), *maps[:OPEN]),
+        tables=given(table),
         more=more,
         more_figures=rest,
     )
@@ -181,14 +154,14 @@ def _capability(reading: Reading) -> Section | None:
         "capability",
         "What is kept",
         lead,
-        figures=_given(figures.capability(reading)),
+        figures=given(figures.capability(reading)),
         more="Loss and accuracy of every arm",
         more_tables=(table,),
     )
 
 
 def _carrier(reading: Reading) -> Section | None:
-    found = _given(tables.filters(reading), tables.classifier(reading), tables.drift(reading))
+    found = given(tables.filters(reading), tables.classifier(reading), tables.drift(reading))
     quotes = _quotes(reading.rows, "prompt", "completion", say.source)
     if not found and not quotes:
         return None
@@ -203,21 +176,20 @@ def _carrier(reading: Reading) -> Section | None:
 
 
 def _answers(reading: Reading) -> Section | None:
-    quotes, missing = _quotes(reading.answers, "question", "answer", say.arm), _given(tables.unmeasured(reading))
+    quotes, missing = _quotes(reading.answers, "question", "answer", say.arm), given(tables.unmeasured(reading))
     if not quotes and not missing:
         return None
     return Section("answers", "What the models say", tables=missing, more="Example answers" if quotes else "", quotes=quotes)
 
 
 def _reproduce(reading: Reading) -> Section:
-    rows = [("fingerprint", reading.fingerprint or say.DASH), *_flat(reading.environment)]
+    rows = [("fingerprint", reading.fingerprint or say.DASH), *flat(reading.environment)]
     lead = (
         "Every figure on this page was recomputed from stored rows. The same command resumes, and repeats no finished "
         "work."
     )
-    return Section(
-        "reproduce", "Make it again", (lead,), tables=(Table("Environment", ("what", "value"), tuple(rows)),)
-    )
+    environment = Table("Environment", ("what", "value"), tuple(rows))
+    return Section("reproduce", "Make it again", (lead,), command=reading.command, tables=(environment,))
 
 
 def _quotes(entries: Iterable[Entry], asked: str, said: str, naming: tables.Naming) -> tuple[Quote, ...]:
@@ -225,21 +197,10 @@ def _quotes(entries: Iterable[Entry], asked: str, said: str, naming: tables.Nami
     for e in entries:
         groups.setdefault((e["arm"], e["trait"]), []).append((str(e.get(asked) or ""), str(e.get(said) or "")))
     return tuple(
-        Quote(f"{naming(arm)}{f', {trait}' if trait else ''}", tuple(pairs[:SHOWN]), len(pairs) - SHOWN)
+        Quote(f"{naming(arm)}{f', {trait}' if trait else ''}", tuple(pairs[:SHOWN]), _rest(len(pairs) - SHOWN))
         for (arm, trait), pairs in groups.items()
     )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            several = value if isinstance(value, list | tuple) else [say.DASH if value is None else value]
-            rows.append((f"{prefix}{key}", ", ".join(map(str, several))))
-    return rows
-
-
-def _given(*found: Any) -> tuple[Any, ...]:
-    return tuple(f for f in found if f is not None)
+def _rest(more: int) -> str:
+    return f"And {more} more in results.json." if more > 0 else ""

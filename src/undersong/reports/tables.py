@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from undersong.reports import wording as say
+from undersong.reports.parts import Table, table_of
 from undersong.reports.reading import BESIDE, Entry, Reading, arms_in_order, read
+from undersong.reports.terminal import plain, put
 
 MARGIN = ("logit_margin", "margin")
-NARROW = 130
-"""A terminal of fewer columns than this gets no optional columns."""
 Naming = Callable[[str], str]
 """How an arm is called: in words on the page (`wording.arm`), as in the experiment file on the terminal (`str`)."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text, with the columns that hold numbers (aligned right)."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numbers: tuple[int, ...] = ()
-    optional: tuple[int, ...] = ()
-    """Columns that a narrow terminal leaves out."""
 
 
 def summary(results: Mapping[str, Any], width: int = 140) -> str:
@@ -33,15 +20,8 @@ def summary(results: Mapping[str, Any], width: int = 140) -> str:
 
     Raises BadRows or NothingMeasured as `reading.read` does.
     """
-    from io import StringIO
-
-    from rich.console import Console
-
-    text = StringIO()
-    _print(
-        read(results), Console(file=text, width=width, color_system=None, force_terminal=False, legacy_windows=False)
-    )
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+    reading = read(results)
+    return plain(lambda console: _print(reading, console), width)
 
 
 def show(results: Mapping[str, Any]) -> None:
@@ -67,7 +47,7 @@ def contrasts(reading: Reading, channel: str, naming: Naming = say.arm, **only: 
     unit = "points" if say.is_share(reading.metric) else "difference"
     columns = ("trait", "arm", unit, "interval", "against", "p", "reading", "runs", "mean", "control")
     title = f"Against each control{f', {channel}' if channel else ''}"
-    return _table(title, columns, lines, numbers=(2, 3, 5, 7, 8, 9), optional=(8, 9))
+    return table_of(title, columns, lines, numbers=(2, 3, 5, 7, 8, 9), optional=(8, 9))
 
 
 def other_contrasts(reading: Reading) -> Table | None:
@@ -78,7 +58,7 @@ def other_contrasts(reading: Reading) -> Table | None:
             what = (say.metric(c["probe"], c["metric"]), c["channel"], c["trait"])
             lines.append((*what, say.arm(c["arm"]), say.arm(c["control"]), *_compared(c)))
     columns = ("read-out", "channel", "trait", "arm", "against", "difference", "interval", "p", "reading", "runs")
-    return _table("The other read-outs", columns, lines, numbers=(5, 6, 7, 9))
+    return table_of("The other read-outs", columns, lines, numbers=(5, 6, 7, 9))
 
 
 def arms(reading: Reading, channel: str, trait: str, naming: Naming = say.arm) -> Table | None:
@@ -97,7 +77,7 @@ def arms(reading: Reading, channel: str, trait: str, naming: Naming = say.arm) -
     named = say.metric(reading.probe, reading.metric)
     columns = ("arm", "runs", named, "interval", *(["logit margin"] if margins else []))
     columns += tuple(say.metric(reading.probe, m) for m, _ in beside)
-    return _table(_where(channel, trait) or "Every arm", columns, lines, numbers=tuple(range(1, len(columns))))
+    return table_of(_where(channel, trait) or "Every arm", columns, lines, numbers=tuple(range(1, len(columns))))
 
 
 def questions(reading: Reading, naming: Naming = say.arm) -> Table | None:
@@ -109,7 +89,7 @@ def questions(reading: Reading, naming: Naming = say.arm) -> Table | None:
     asked = dict.fromkeys(q["question"] for q in found)
     lines = [(text, *(cells.get((text, arm), say.DASH) for arm in names)) for text in asked]
     columns = ("question", *map(naming, names))
-    return _table("Question by question", columns, lines, numbers=tuple(range(1, len(columns))))
+    return table_of("Question by question", columns, lines, numbers=tuple(range(1, len(columns))))
 
 
 def specificity(reading: Reading, naming: Naming = say.arm) -> Table | None:
@@ -126,7 +106,7 @@ def specificity(reading: Reading, naming: Naming = say.arm) -> Table | None:
         )
         lines.append((*first, say.difference(name, s.get("lambda")), span, say.p_value(s.get("p")), judged))
     columns = ("channel", "arm", "read-out", "traits", "λ", "interval", "p", "reading")
-    return _table("Specificity λ", columns, lines, numbers=(3, 4, 5, 6))
+    return table_of("Specificity λ", columns, lines, numbers=(3, 4, 5, 6))
 
 
 def capability(reading: Reading, short: bool = False, naming: Naming = say.arm) -> Table | None:
@@ -143,7 +123,7 @@ def capability(reading: Reading, short: bool = False, naming: Naming = say.arm) 
         first = (say.metric(c["probe"], name), naming(c["arm"]), c["trait"] or say.DASH, _text(c.get("n_runs")))
         lines.append((*first, *numbers))
     columns = ("measure", "arm", "trait", "runs", "mean", "interval", "base", "change")
-    return _table("Capability", columns, lines, numbers=(3, 4, 5, 6, 7))
+    return table_of("Capability", columns, lines, numbers=(3, 4, 5, 6, 7))
 
 
 def filters(reading: Reading, naming: Naming = say.source) -> Table | None:
@@ -155,7 +135,7 @@ def filters(reading: Reading, naming: Naming = say.source) -> Table | None:
         why = ", ".join(f"{reason}: {count:,}" for reason, count in _most(reasons or {}))
         why = why or ("nothing dropped" if dropped == 0 else say.DASH)
         lines.append((naming(f["arm"]), f["trait"] or say.DASH, f["name"] or "all", _text(kept), _text(dropped), why))
-    return _table("Filters", ("rows of", "trait", "filter", "kept", "dropped", "why"), lines, numbers=(3, 4))
+    return table_of("Filters", ("rows of", "trait", "filter", "kept", "dropped", "why"), lines, numbers=(3, 4))
 
 
 def classifier(reading: Reading) -> Table | None:
@@ -169,7 +149,7 @@ def classifier(reading: Reading) -> Table | None:
             (c["trait"], accuracy, span, confound, chance, _text(c.get("n_rows")), _text(c.get("n_runs")), _told(c))
         )
     columns = ("trait", "accuracy", "interval", "confounds only", "chance", "rows", "runs", "reading")
-    return _table("A classifier that reads the rows", columns, lines, numbers=(1, 2, 3, 4, 5, 6))
+    return table_of("A classifier that reads the rows", columns, lines, numbers=(1, 2, 3, 4, 5, 6))
 
 
 def drift(reading: Reading, naming: Naming = say.source) -> Table | None:
@@ -181,20 +161,18 @@ def drift(reading: Reading, naming: Naming = say.source) -> Table | None:
         numbers = (say.number(name, base), say.number(name, value), say.difference(name, change))
         lines.append((naming(d["arm"]), d["trait"] or say.DASH, say.metric("", name), *numbers))
     columns = ("rows of", "trait", "measure", "base model", "teacher", "change")
-    return _table("Drift of the numbers", columns, lines, numbers=(3, 4, 5))
+    return table_of("Drift of the numbers", columns, lines, numbers=(3, 4, 5))
 
 
 def unmeasured(reading: Reading, naming: Naming = say.arm) -> Table | None:
     """Training runs in which a probe matched nothing: they are in no mean, so they are listed."""
     lines = [(naming(u["arm"]), u["trait"] or say.DASH, _text(u.get("seed")), str(u.get("why") or say.DASH))
              for u in reading.lists["unmeasured"]]
-    return _table("Runs that could not be measured", ("arm", "trait", "seed", "why"), lines)
+    return table_of("Runs that could not be measured", ("arm", "trait", "seed", "why"), lines)
 
 
 def _print(reading: Reading, console: Any) -> None:
     """Print the sentence and the tables that a reader of the terminal needs."""
-    from rich.padding import Padding
-    from rich.table import Table as Grid
     from rich.text import Text
 
     console.print(Text(f"{reading.experiment}  {reading.fingerprint}".rstrip(), style="bold"))
@@ -211,35 +189,8 @@ def _print(reading: Reading, console: Any) -> None:
         unmeasured(reading, naming=str),
     ]
     for table in found:
-        if table is None:
-            continue
-        left_out = table.optional if console.width < NARROW else ()
-        shown = [i for i in range(len(table.columns)) if i not in left_out]
-        grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
-        for i in shown:
-            grid.add_column(Text(table.columns[i]), justify="right" if i in table.numbers else "left", overflow="fold")
-        for row in table.rows:
-            grid.add_row(*(Text(row[i]) for i in shown))
-        console.print()
-        console.print(Text(table.title, style="bold"))
-        console.print(Padding(grid, (0, 0, 0, 2)))
-
-
-def _table(
-    title: str,
-    columns: tuple[str, ...],
-    lines: Sequence[tuple[str, ...]],
-    numbers: tuple[int, ...] = (),
-    optional: tuple[int, ...] = (),
-) -> Table | None:
-    """A table without the columns in which no line says anything; None when there is no line."""
-    if not lines:
-        return None
-    kept = [i for i in range(len(columns)) if any(line[i] not in ("", say.DASH) for line in lines)]
-    rows = tuple(tuple(line[i] for i in kept) for line in lines)
-    place = {old: new for new, old in enumerate(kept)}
-    where = [tuple(place[i] for i in some if i in place) for some in (numbers, optional)]
-    return Table(title, tuple(columns[i] for i in kept), rows, *where)
+        if table is not None:
+            put(table, console)
 
 
 def _rates(reading: Reading, channel: str, trait: str, probe: str, metric: str, measured: str) -> Iterator[Entry]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from itertools import groupby
 from typing import Any
 
 from undersong.reports.reading import CONTROL
@@ -11,6 +13,8 @@ NOTHING = "no difference found"
 SIGNIFICANT = 0.05
 SHARES = ("rate", "accuracy", "probability", "refused", "self_named", "invalid", "share", "fraction", "passed", "kept",
           "kind", "solved")
+BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+"""Characters that count as printable and show nothing: fillers and variation selectors, in which text can be hidden."""
 UNITS = {"loss": "nats", "margin": "nats", "entropy": "nats", "kl": "nats"}
 ARMS = {
     "base": "Base model, untrained",
@@ -126,6 +130,23 @@ def p_value(p: Any) -> str:
     return f"{p:.3f}".lstrip("0") if p < 0.0995 else f"{p:.2f}".removeprefix("0")
 
 
+def p_tested(p: Any, at_floor: bool) -> str:
+    """A p-value from a null of few units: ".020 (floor)" where no smaller one was possible; a word where there is none."""
+    return "uncalibrated" if p is None else f"{p_value(p)}{' (floor)' if at_floor else ''}"
+
+
+def percent(share: Any) -> str:
+    """A share as short as it can be: "10 %", "0.5 %"; one too small for a decimal is not rounded to nothing."""
+    if share is None:
+        return DASH
+    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f}".removesuffix(".0") + " %"
+
+
+def z(value: Any) -> str:
+    """A distance in standard deviations of the placebos: "9.1"."""
+    return DASH if value is None else f"{value:.1f}".replace("-", "−").replace("−0.0", "0.0")
+
+
 def verdict(contrast: dict[str, Any]) -> str:
     """A contrast in a word: higher, lower, "no difference found", or why it is not a test."""
     p, low, high = contrast.get("p"), contrast.get("low"), contrast.get("high")
@@ -144,6 +165,26 @@ def verdict(contrast: dict[str, Any]) -> str:
 def count(n: Any, what: str = "run") -> str:
     """A count in words: "5 runs", "1 run"."""
     return DASH if n is None or n == "" else f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def pieces(text: str) -> list[tuple[str, bool]]:
+    """A text in runs, (characters, whether they were written out): control and invisible characters and those that turn
+    the direction of the text become `\\u202e` and the like; line breaks and tabs stay."""
+    runs = groupby(text, key=_acts)
+    return [("".join(map(_written_out, run)) if acts else "".join(run), acts) for acts, run in runs]
+
+
+def visible(text: str) -> str:
+    """A text in one line, in which no character acts or hides: what a stranger wrote must not drive a terminal."""
+    return "".join(run for run, _ in pieces(re.sub(r"[\t\r\n]+", " ", text)))
+
+
+def _acts(character: str) -> bool:
+    return character not in "\n\t" and (not character.isprintable() or bool(BLANK.match(character)))
+
+
+def _written_out(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def _spaced(name: str) -> str:
