@@ -105,8 +105,8 @@ class Audit:
             share = belonging(self.rows, null.identity["channel"])
             if self.rows and share < BELONGS:
                 kind = null.identity["channel"]["name"]
-                self.refused.append(f"There is a null of this base for {kind}; only {share:.0%} of these rows are of that kind, "
-                                    "so it is not believed.")
+                self.refused.append(f"There is a null of this base for {kind}; only {share:.0%} of these rows are of "
+                                    "that kind, so it is not believed.")
                 continue
             return folder, null
         if not self.refused:

@@ -49,8 +49,8 @@ def conclude(audit: Audit, ran: Sequence[Ran], skipped: Sequence[Mapping[str, An
     elif seen is not None and seen <= audit.smallest:
         out |= {"verdict": "clean", "p": min(adjusted.values())}
         where = " and ".join(WHAT[kind] for kind in judged)
-        out["sentence"] = (f"Nothing was found in {where} (p = {out['p']:.2g}). At this size, {seen:.0%} of rows from a teacher "
-                           "with a listed trait would have been seen four times in five.")
+        out["sentence"] = (f"Nothing was found in {where} (p = {out['p']:.2g}). At this size, {seen:.0%} of rows from a "
+                           "teacher with a listed trait would have been seen four times in five.")
     else:
         out |= {"verdict": "unknown", "p": min(adjusted.values(), default=None), "sentence": _unknown(audit, judged, seen)}
     out["reasons"] = _reasons(audit, ran, judged, adjusted)
@@ -120,8 +120,8 @@ def _reasons(audit: Audit, ran: Sequence[Ran], judged: Mapping[str, Judged], adj
     for kind, j in judged.items():
         name, trait = j.top
         about = f" about {trait}" if trait else ""
-        out.append(f"{WHAT[kind].capitalize()}: the strongest sign is {name.split('@')[0]}{about}, {j.observed:.1f} standard "
-                   f"deviations over {len(j.scores)} placebo cases (p = {j.p:.2g}, {adjusted[kind]:.2g} with families).")
+        out.append(f"{WHAT[kind].capitalize()}: the strongest sign is {name.split('@')[0]}{about}, {j.observed:.1f} "
+                   f"standard deviations over {len(j.scores)} placebo cases (p = {j.p:.2g}, {adjusted[kind]:.2g} with families).")
     for r in ran:
         if r.finding.p is not None:
             out.append(str(r.finding.details.get("sentence") or f"{r.detector.plugin_name}: p = {r.finding.p:.2g}."))
