@@ -42,13 +42,14 @@ def placebos(audit: Audit) -> Figure | None:
         data["ground"].append({"at": i + 0.92})
         if t.observed is not None:
             kind = ALARM if t.alarms(audit.alpha) else CALM
-            mark = {"from": i + 0.36, "at": i + 0.92, "z": t.observed, "name": name, "kind": kind}
+            mark = {"from": i + 0.45, "at": i + 0.92, "z": t.observed, "name": name, "kind": kind}
             data["audited"].append(mark | {"p": say.p_tested(t.p, t.at_floor)})
     thinned = any(len(t.null_values) > MANY for t in tests)
     caption = (
         "A grey dot is one placebo: a benign case without a trait, measured in the same way. The diamond is what was "
         "audited, orange where it counts as found. z counts in standard deviations of the placebos, and each "
-        "mark is the largest z over traits. “Floor” means that no smaller p was possible with so few placebos."
+        "mark is the largest z over traits."
+        + (" “Floor” means that no smaller p was possible with so few placebos." if any(t.at_floor for t in tests) else "")
         + (f" Rows of more than {MANY} placebos are thinned; the extreme ones are always shown." if thinned else "")
         + (" The axis is compressed away from 0." if _compressed(low, high) else "")
     )
