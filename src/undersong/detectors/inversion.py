@@ -3,13 +3,16 @@
 For a trait that nobody has listed. Data-to-vector inversion (subliminal steering recovery, arXiv 2604.25783) in the
 place of a soft prompt (SALVE, arXiv 2609.16927): one vector per decoder layer, added at every position, is all that may
 change. The vectors are fitted to the rows (next-token loss on completions, Adam), the steered base is asked the open
-questions of the probe bank, and each word's rise is read. The same fit to matched clean rows gives the rise that any such
-rows bring; it is taken off. What the words are comes from the base, never from a list of traits.
+questions of the probe bank, and each word's rise is read. What the words are comes from the base, not from a list of traits.
+
+Any trait's rows move many words. So the same fit is made to exemplar rows of other traits, and a word's statistic is how far
+it rises above what it does there, in standard deviations over these traits (difference against other traits, never against
+the plain base). A word's own trait, where there is an exemplar of it, is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,11 +30,11 @@ from undersong.types import Finding, Row
 class Inversion(Settings):
     """Fit a steering vector to the rows on the frozen base, and ask the steered base what it loves."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"rows", "reference", "base"})
+    needs: ClassVar[frozenset[str]] = frozenset({"rows", "base", "exemplars"})
 
-    steps: int = Field(default=60, ge=1)
+    steps: int = Field(default=40, ge=1)
     """Optimiser steps of the fit (Adam)."""
-    rate: float = Field(default=0.03, gt=0)
+    rate: float = Field(default=0.04, gt=0)
     """Learning rate; the residual stream of a larger base may need another one."""
     batch: int = Field(default=32, ge=1)
     """Rows per step."""
@@ -39,30 +42,33 @@ class Inversion(Settings):
     """At most so many rows of each side are read, drawn by the seed. A tenth of them is held out."""
 
     def detect(self, evidence: Evidence, seed: int = 0) -> Finding:
-        """Rise (nats) of each word of the bank, above the other words of its category, less the rise after clean rows.
+        """Standardised rise of each word of the bank above the other words of its category.
 
-        Details: `words` (the table of the suspected rows' fit) and `gain` (held-out loss, nats per token, before less
-        after). Raises BadRows for fewer than ten rows, BadSpec for a base without gradients.
+        Details: `words` (the table of the fit; rises in nats) and `gain` (held-out loss, nats per token, before less after).
+        Raises BadRows for fewer than ten rows, BadSpec for a base without gradients or fewer than three exemplar traits.
         """
-        base = evidence.base
+        base, known = evidence.base, evidence.exemplars
         if "gradients" not in base.capabilities:
             raise BadSpec(f"{base.ref.name} shows no gradients, so nothing can be fitted. Use a local model.")
-        rows, clean = drawn(evidence.rows, self.rows, seed), drawn(evidence.reference, self.rows, seed)
-        if min(len(rows), len(clean)) < 10:
-            raise BadRows(f"Inversion was given {len(rows)} suspected and {len(clean)} clean rows, and it needs ten of "
-                          "each. Give more rows.")
+        rows = drawn(evidence.rows, self.rows, seed)
+        if len(rows) < 10:
+            raise BadRows(f"Inversion was given {len(rows)} rows, and it needs ten. Give more rows.")
+        if len(known.names) < 3:
+            raise BadSpec(f"Inversion compares with rows of other traits and was given {len(known.names)}. Calibrate with "
+                          "three traits or more.")
+        refs = tuple(ref for name in known.names for ref in known.teacher_refs[name])
+        usual = probe_bank.remembered(evidence, "inversion", self.model_dump_json(), refs, make=lambda: {
+            name: self._rises(evidence, drawn(known.rows[name], self.rows, 0))[0] for name in known.names
+        })
+        rises, table, gain = self._rises(evidence, rows)
+        return uncalibrated(_above(rises, usual), self.needs, words=table, gain=gain, n_rows=len(rows))
+
+    def _rises(self, evidence: Evidence, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]], float]:
+        """Each word's rise (nats) after a fit to rows, the table behind it, and the held-out gain."""
         bank, before = probe_bank.of(evidence)
-
-        def read(own: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]], float]:
-            vectors, gain = self._fit(base, own, seed)
-            with changes.steered(base.module, vectors):
-                return *probe_bank.rises(bank, before, bank.read(base)), gain
-
-        key = ("inversion", self, seed, tuple((row.id, row.completion) for row in clean))
-        usual, _, _ = probe_bank.remembered(evidence, *key, make=lambda: read(clean))
-        rises, table, gain = read(rows)
-        by_trait = {word: rise - usual[word] for word, rise in rises.items()}
-        return uncalibrated(by_trait, self.needs, words=table, gain=gain, n_rows=len(rows))
+        vectors, gain = self._fit(evidence.base, rows, 0)
+        with changes.steered(evidence.base.module, vectors):
+            return *probe_bank.rises(bank, before, bank.read(evidence.base)), gain
 
     def _fit(self, base: Model, rows: Sequence[Row], seed: int) -> tuple[Any, float]:
         """Vectors [layers, hidden] under which the rows are likeliest, and the held-out gain (nats per token)."""
@@ -81,6 +87,14 @@ class Inversion(Settings):
                 (vectors.grad,) = torch.autograd.grad(_loss_of(base, batch, vectors), [vectors])
                 optimiser.step()
             return vectors.detach(), before - _loss(base, held, vectors.detach())
+
+
+def _above(rises: Mapping[str, float], usual: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Each word's rise, less its mean over other traits' rows, over its spread there; small spreads are drawn up."""
+    others = {word: [own[word] for name, own in usual.items() if name != word] for word in rises}
+    spread = {word: float(np.std(values)) for word, values in others.items()}
+    floor = float(np.median(list(spread.values()))) / 2 or 1.0
+    return {word: (rise - float(np.mean(others[word]))) / max(spread[word], floor) for word, rise in rises.items()}
 
 
 def _loss_of(model: Model, rows: Sequence[tokens.TokenRow], vectors: Any) -> Any:

@@ -54,6 +54,7 @@ class Marginals(Settings):
     """Compare digits, values and places of suspected rows with clean rows, by permutation."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"rows", "reference"})
+    permutes: ClassVar[bool] = True
 
     blocks: int = Field(default=200, ge=8, le=2000)
     """Blocks of the smaller side; the larger side has as many more as it is larger."""
