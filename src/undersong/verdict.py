@@ -120,8 +120,8 @@ def _reasons(audit: Audit, ran: Sequence[Ran], judged: Mapping[str, Judged], adj
     for kind, j in judged.items():
         name, trait = j.top
         about = f" about {trait}" if trait else ""
-        out.append(f"{WHAT[kind].capitalize()}: the strongest sign is {name.split('@')[0]}{about}, {j.observed:.1f} standard "
-                   f"deviations over {len(j.scores)} placebo cases (p = {j.p:.2g}; by Holm over families "
+        out.append(f"{WHAT[kind].capitalize()}: the strongest sign is {name.split('@')[0]}{about}, {j.observed:.1f} "
+                   f"standard deviations over {len(j.scores)} placebo cases (p = {j.p:.2g}; by Holm over families "
                    f"{adjusted[kind]:.2g}).")
     for r in ran:
         if r.finding.p is not None:
