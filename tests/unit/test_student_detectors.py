@@ -225,7 +225,8 @@ def test_residuals_are_the_last_prompt_tokens_whatever_the_micro_batch(world: Wo
     found = residuals(world.base, ids, 2)
     assert found == pytest.approx(residuals(world.base, ids, 64), abs=1e-5)
     with torch.no_grad():
-        alone = [world.base.module.model(torch.tensor([i.tolist()]), output_hidden_states=True).hidden_states[1:] for i in ids]
+        inner = world.base.module.model
+        alone = [inner(torch.tensor([i.tolist()]), output_hidden_states=True).hidden_states[1:] for i in ids]
     by_hand = np.mean([[layer[0, -1].numpy() for layer in states] for states in alone], axis=0)
     assert found == pytest.approx(by_hand, abs=1e-4)
 
