@@ -20,7 +20,7 @@ from undersong import bases, exemplars, registry, traits
 from undersong.calibration import family, spelled, template
 from undersong.detectors import PLACEBO, Evidence, Exemplars, drawn
 from undersong.environment import environment
-from undersong.errors import BadRows, BadSpec, MissingModel, UndersongError
+from undersong.errors import BadRows, BadSpec, MissingExtra, MissingModel, NothingMeasured, ServerFailed, UndersongError
 from undersong.files import digest
 from undersong.lab import Lab, base_ref, unpack
 from undersong.nulls import Case, Null, Table
@@ -35,6 +35,8 @@ MOST = 4000
 BELONGS = 0.8
 """The share of rows that must belong to a carrier before its null is believed."""
 EXAMPLES = 3
+CANNOT = (BadRows, BadSpec, NothingMeasured, MissingExtra, ServerFailed)
+"""What stops one detector and no audit: the others go on, and the reason is told."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,9 @@ class Audit:
             if missing:
                 skipped.append({"detector": name, "missing": missing, "says": f"It needs {', '.join(missing)}."})
                 continue
+            if not self.detectors and self._without_null(detector):
+                skipped.append({"detector": name, "missing": [], "says": "This calibration has no null of it."})
+                continue
             if self.budget and time.monotonic() - start > self.budget:
                 skipped.append({"detector": name, "missing": [], "says": "The time was up. Raise --budget."})
                 continue
@@ -176,11 +181,17 @@ class Audit:
             try:
                 evidence = Evidence(granted, memo).only(detector.needs)
                 finding = self.lab.audit(detector, evidence, self._parents(detector), f"{name}-audit")
-            except (BadRows, BadSpec) as error:
+            except CANNOT as error:
                 skipped.append({"detector": name, "missing": [], "says": str(error)})
                 continue
             ran.append(Ran(detector, finding, round(time.monotonic() - begun, 2)))
         return ran, skipped
+
+    def _without_null(self, detector: Any) -> bool:
+        """Whether a detector could only say what nothing can be held against, while others can be."""
+        if self.calibration is None or getattr(detector, "permutes", False) or family(detector) == "teacher":
+            return False
+        return spelled(detector) not in self.calibration[1].identity["detectors"]
 
     def _granted(self, detector: Any) -> dict[str, Any]:
         """The evidence for one detector. A test that permutes needs the user's own reference, and reads every row."""

@@ -93,6 +93,9 @@ def _found(kind: str, trait: str, p: float, judged: Judged, share: Mapping[str, 
 
 def _unknown(audit: Audit, judged: Mapping[str, Judged], seen: float | None) -> str:
     n = len(audit.rows)
+    known = audit.calibration
+    if not judged and known and n < min(known[1].sizes("rows"), default=0):
+        return f"Cannot tell: {n} rows are fewer than the {min(known[1].sizes('rows'))} that this calibration begins at."
     if not judged:
         return "Cannot tell: no detector could be held against a null. " + " ".join(audit.refused)
     if seen is None:
