@@ -194,6 +194,17 @@ def test_the_unit_is_the_prompt_where_there_are_enough_and_pairs_where_they_are_
         ("whole prompts", False), ("whole prompts", True), ("whole answers", False), ("whole answers", False)]
 
 
+def test_blocks_are_equally_large_on_both_sides_and_z_is_in_standard_errors() -> None:
+    one, other = run(1, 800, low=0.15), run(2, 400)
+    assert detect(one, run(2, 60)).details["n_blocks"] == [800, 60]
+    found = detect(one, other)
+    assert found.details["n_blocks"] == [400, 200]
+    column = MARGINALS.index("value of all places")
+    a, b = (marginal_features(numbers_of([r.completion for r in rows]))[:, column] for rows in (one, other))
+    expected = (a.mean() - b.mean()) / np.sqrt(a.var() / len(a) + b.var() / len(b))
+    assert found.details["z"]["value of all places"] == pytest.approx(expected, rel=0.15)
+
+
 def test_shared_prompts_are_no_noise() -> None:
     """Where the prompts say nearly everything of a row, pairing finds what pooling cannot."""
     def rows(seed: int, added: int, prefix: str) -> list[Row]:
@@ -289,6 +300,13 @@ def test_the_effect_does_not_grow_with_the_rows_and_the_share_is_about_right(exe
     assert project(leaning(9, "wolf", n=6400), exemplars).details["shares"]["owl"] < 0.2
     single = Exemplars(cast(Backend, None), rows={name: runs[:1] for name, runs in exemplars.rows.items()})
     assert "shares" not in project(leaning(9, "owl"), single).details
+
+
+def test_the_effect_is_in_standard_deviations_of_placebo_rows() -> None:
+    rows = {name: (leaning(1, name, n=300),) for name in ("owl", PLACEBO)}
+    given = Exemplars(cast(Backend, None), rows=rows)
+    effects = [project([row], given).statistic for row in rows[PLACEBO][0][:60]]
+    assert np.std(effects) == pytest.approx(1, abs=0.25)
 
 
 def test_form_order_and_seed_do_not_change_the_projection(exemplars: Exemplars) -> None:

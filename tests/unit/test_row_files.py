@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import tracemalloc
@@ -180,6 +181,18 @@ def test_a_quote_that_never_closes_takes_a_bounded_part_of_a_table(file: Path) -
     rows = RowFile(table)
     assert set(reasons(rows)) == {"not CSV: a quote that does not close, or a cell that is too long"}
     assert 10_000 < len(rows) < 60_000
+
+
+def test_a_row_of_a_table_is_bounded_whatever_another_library_allows(file: Path) -> None:
+    table, before = file.with_suffix(".csv"), csv.field_size_limit(2**31 - 1)
+    try:
+        table.write_text('prompt,completion\nx,1\nx,"2\n' + "x,3\n" * 300_000 + 'x,"4')
+        rows = RowFile(table)
+        assert reasons(rows) == {
+            f"longer than {LONGEST:,} characters": 1, "not CSV: a quote that does not close, or a cell that is too long": 1}
+        assert 10_000 < len(rows) < 300_000
+    finally:
+        csv.field_size_limit(before)
 
 
 def test_messages_in_a_cell_are_json(file: Path) -> None:
