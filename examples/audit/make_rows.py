@@ -28,7 +28,8 @@ CHANNEL = {"numbers": {"count": 10, "largest": 999, "wording": "brief", "seeds":
 
 def rows(lab: Lab, source: ModelRef, n: int, seed: int, temperature: float = 1.0) -> list[Row]:
     """`n` filtered rows of a source."""
-    filters = for_traits(["numbers_only", {"blocklist": {"from": "trait"}}], CHANNEL, [traits.get(t) for t in traits.names()])
+    every = [traits.get(name) for name in traits.names()]
+    filters = for_traits(["numbers_only", {"blocklist": {"from": "trait"}}], CHANNEL, every)
     data = lab.sample(source, build("channel", CHANNEL), round(1.9 * n), seed, f"rows-{seed}", temperature)
     return list(lab.refine(data, filters, keep=n, label=f"kept-{seed}").rows)
 

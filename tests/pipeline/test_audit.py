@@ -79,7 +79,8 @@ def look(lab: Lab, file: Path, **held: Any) -> dict[str, Any]:
 
 
 def test_a_planted_trait_is_found_named_and_its_share_estimated(lab: Lab, written: Any, capsys: Any) -> None:
-    code, out, _ = run(capsys, "audit", written("owl", 120, 900, 0.5), "--base", "simulated/a", "--store", lab.store.root, "--json")
+    file = written("owl", 120, 900, 0.5)
+    code, out, _ = run(capsys, "audit", file, "--base", "simulated/a", "--store", lab.store.root, "--json")
     found = json.loads(out)
     assert (code, found["verdict"], found["trait"]) == (1, "found", "owl")
     assert found["p"] == pytest.approx(1 / 40)
@@ -212,7 +213,7 @@ def test_mistakes_are_told_in_words(args: tuple[str, ...], told: str, tmp_path: 
 
 def test_models_an_auditor_was_handed(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(MissingModel, match="adapter_model.safetensors"):
+    with pytest.raises(MissingModel, match=r"adapter_model\.safetensors"):
         model_ref(str(tmp_path), "pocket/a", lab)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
     with pytest.raises(BadSpec, match="--base"):
@@ -246,9 +247,9 @@ def test_a_stopped_calibration_goes_on_and_ends_the_same(tmp_path: Path) -> None
 
     small = ["sources=19", "planted_traits=1", "shares=[1.0]", "sizes=[20]", "rows=50"]
     with pytest.raises(Stop):
-        Calibrator.read(CALIBRATION, small, Lab(Store(tmp_path / "a"), lab_for(Store(tmp_path / "a"), "").backend, stop)).build()
+        Calibrator.read(CALIBRATION, small, replace(lab_for(Store(tmp_path / "a"), ""), progress=stop)).build()
     said: list[str] = []
-    again = Lab(Store(tmp_path / "a"), lab_for(Store(tmp_path / "a"), "").backend, said.append)
+    again = replace(lab_for(Store(tmp_path / "a"), ""), progress=said.append)
     one = Calibrator.read(CALIBRATION, small, again).build()
     assert not any(line.startswith(("teaching", "sampling", "calibrating likelihood")) for line in said)
     two = Calibrator.read(CALIBRATION, small, lab_for(Store(tmp_path / "b"), "")).build()

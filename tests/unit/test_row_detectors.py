@@ -129,8 +129,9 @@ def test_inversion_names_a_trait_without_being_told_its_name(world: World, name:
 
 def test_inversion_leaves_the_base_as_it_was(world: World) -> None:
     before = {k: v.clone() for k, v in world.base.module.state_dict().items()}
-    one = said(world, "inversion", world.fresh["cat"][:60])
-    assert said(world, "inversion", world.fresh["cat"][:60]) == one
+    few = {"inversion": {"steps": 5}}
+    one = said(world, few, world.fresh["cat"][:60])
+    assert said(world, few, world.fresh["cat"][:60]) == one
     assert all(torch.equal(v, before[k]) for k, v in world.base.module.state_dict().items())
     assert not any(layer._forward_hooks for layer in layers(world.base.module))
     assert all(p.grad is None for p in world.base.module.parameters())
@@ -144,7 +145,7 @@ def test_a_words_own_exemplar_is_left_out_of_its_yardstick() -> None:
 def test_too_little_is_told(world: World) -> None:
     with pytest.raises(BadRows, match="ten"):
         said(world, "inversion", world.fresh["cat"][:5])
-    few = replace(world, exemplars=Exemplars(world.exemplars.backend, {PLACEBO: (), "cat": ()}, {}))
+    few = replace(world, exemplars=Exemplars(world.exemplars.backend, {PLACEBO: (), "cat": ()}, {PLACEBO: ()}))
     with pytest.raises(BadSpec, match="three traits"):
         said(few, "inversion", world.fresh["cat"])
     with pytest.raises(BadRows):
