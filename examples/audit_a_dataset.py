@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from undersong.audit import Audit, Held
+from undersong.audit import Audit
 from undersong.lab import lab_for
 from undersong.store import Store
+from undersong.verdict import Held
 
 HERE = Path(__file__).resolve().parent / "audit"
 

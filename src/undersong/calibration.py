@@ -32,7 +32,7 @@ from pydantic import Field, ValidationError
 from undersong import bases, exemplars, registry, traits
 from undersong.artefact import Artefact
 from undersong.backends import threads
-from undersong.detectors import PLACEBO, Evidence, Exemplars
+from undersong.detectors import PLACEBO, Evidence, Exemplars, family, spelled
 from undersong.environment import now
 from undersong.errors import BadRows, BadSpec
 from undersong.experiment_file import Spec, values
@@ -333,16 +333,6 @@ class Calibrator:
 def side_by_side(work: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
     """`work` over items on threads, in the items' order."""
     return threads.side_by_side(lambda item, stop: work(item), items, 0, lambda index, result: None)
-
-
-def family(detector: Any) -> str:
-    """What kind of thing a detector judges: a suspected teacher, a student, or rows."""
-    return next((kind for kind in ("teacher", "student") if kind in detector.needs), "rows")
-
-
-def spelled(detector: Any) -> str:
-    """A detector's name in a null: its settings and version are in it."""
-    return f"{detector.plugin_name}@{fingerprint(describe(detector))}"
 
 
 def detectors_of(specs: Sequence[Spec]) -> list[Any]:

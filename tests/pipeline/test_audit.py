@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from undersong import cli, traits
-from undersong.audit import Audit, Held, belonging, model_ref
+from undersong.audit import Audit, model_ref
 from undersong.calibration import Calibrator, mix, told
+from undersong.channels import belonging
 from undersong.errors import BadSpec, MissingModel, UndersongError
 from undersong.exemplars import folders, placebo_rows, unpack
 from undersong.lab import Lab, base_ref, lab_for
@@ -20,6 +21,7 @@ from undersong.nulls import Null
 from undersong.spec import build
 from undersong.store import Store
 from undersong.types import Row
+from undersong.verdict import Held
 
 CALIBRATION = """
 base: simulated/a

@@ -52,3 +52,10 @@ def test_the_million_rows_benchmark_prints_its_table(capsys: pytest.CaptureFixtu
     assert [line.split()[:3] for line in lines] == [
         ["jsonl", "1,500", "500"], ["parquet", "1,500", "500"], ["jsonl", "150", "100"]]
     assert all("(p " in line for line in lines)
+
+
+def test_the_panel_benchmark_compares_ways_that_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark("panel").main(["--rows", "12", "--traits", "2"])
+    said = capsys.readouterr().out
+    assert "the panel" in said
+    assert "they agree" in said
