@@ -35,7 +35,6 @@ rows: 120
 sizes: [20, 100]
 sources: 39
 students: 0
-teachers: 3
 placebos: 2
 shares: [0.25, 1.0]
 planted_traits: 2
