@@ -130,6 +130,7 @@ class Audit:
         if self.file is not None:
             self.lab.progress(f"reading {self.file.path.name}")
             self.file.count()
+        self._check_student()
         ran, skipped = self._detect(start)
         null = self.calibration[1] if self.calibration else None
         heard = Heard(self.held, self.alpha, self.smallest, self.seed, self.budget, null, tuple(self.refused), self.file,
@@ -137,6 +138,18 @@ class Audit:
         out = conclude(heard)
         out |= {"seconds": round(time.monotonic() - start, 2), "environment": environment()}
         return out
+
+    def _check_student(self) -> None:
+        """Refuse a student that cannot have started from the base: its tensors have other names or shapes."""
+        if "student" not in self.evidence or self.base is None:
+            return
+        modules = [getattr(m, "module", None) for m in (self.base, self.evidence["student"])]
+        if None in modules:
+            return
+        shapes = [{name: tuple(p.shape) for name, p in module.named_parameters()} for module in modules]
+        if shapes[0] != shapes[1]:
+            raise BadSpec(f"{self.held.student} has another shape than {self.held.base}, so it did not start from it. Give as "
+                          "--base the model that it started from.")
 
     def _detect(self, start: float) -> tuple[list[Ran], list[dict[str, Any]]]:
         """Every detector whose evidence is there, and what the others lack."""
