@@ -143,13 +143,11 @@ class Audit:
         """Refuse a student that cannot have started from the base: its tensors have other names or shapes."""
         if "student" not in self.evidence or self.base is None:
             return
-        modules = [getattr(m, "module", None) for m in (self.base, self.evidence["student"])]
-        if None in modules:
-            return
-        shapes = [{name: tuple(p.shape) for name, p in module.named_parameters()} for module in modules]
-        if shapes[0] != shapes[1]:
-            raise BadSpec(f"{self.held.student} has another shape than {self.held.base}, so it did not start from it. Give as "
-                          "--base the model that it started from.")
+        modules: list[Any] = [getattr(model, "module", None) for model in (self.base, self.evidence["student"])]
+        shapes = [{name: tuple(p.shape) for name, p in module.named_parameters()} for module in modules if module is not None]
+        if len(shapes) == 2 and shapes[0] != shapes[1]:
+            raise BadSpec(f"{self.held.student} has another shape than {self.held.base}, so it did not start from it. Give "
+                          "as --base the model that it started from.")
 
     def _detect(self, start: float) -> tuple[list[Ran], list[dict[str, Any]]]:
         """Every detector whose evidence is there, and what the others lack."""
