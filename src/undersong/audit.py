@@ -144,7 +144,7 @@ class Audit:
         if "student" not in self.evidence or self.base is None:
             return
         modules: list[Any] = [getattr(model, "module", None) for model in (self.base, self.evidence["student"])]
-        shapes = [{name: tuple(p.shape) for name, p in module.named_parameters()} for module in modules if module is not None]
+        shapes = [{name: tuple(p.shape) for name, p in module.named_parameters()} for module in modules if module]
         if len(shapes) == 2 and shapes[0] != shapes[1]:
             raise BadSpec(f"{self.held.student} has another shape than {self.held.base}, so it did not start from it. Give "
                           "as --base the model that it started from.")
