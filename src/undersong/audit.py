@@ -34,6 +34,8 @@ MOST = 4000
 """Detectors that read single rows get at most so many, drawn evenly."""
 BELONGS = 0.8
 """The share of rows that must belong to a carrier before its null is believed."""
+FAMILIAR = 0.5
+"""The share of rows whose prompts must be worded as those of the null."""
 CANNOT = (BadRows, BadSpec, NothingMeasured, MissingExtra, ServerFailed)
 """What stops one detector and no audit: the others go on, and the reason is told."""
 
@@ -86,6 +88,13 @@ class Audit:
                 kind = null.identity["channel"]["name"]
                 self.refused.append(f"There is a null of this base for {kind}; only {share:.0%} of these rows are of "
                                     "that kind, so it is not believed.")
+                continue
+            known = exemplars.familiar(self.rows, exemplars.placebo_rows(folder))
+            if self.rows and known < FAMILIAR:
+                kind = null.identity["channel"]["name"]
+                self.refused.append(f"There is a null of this base for {kind}; only {known:.0%} of these prompts are worded as "
+                                    "its placebo sources' are, so it is not believed. Make a calibration with these prompts, "
+                                    "or audit rows that keep theirs.")
                 continue
             return folder, null
         if not self.refused:
