@@ -92,9 +92,9 @@ class Audit:
             known = exemplars.familiar(self.rows, exemplars.placebo_rows(folder))
             if self.rows and known < FAMILIAR:
                 kind = null.identity["channel"]["name"]
-                self.refused.append(f"There is a null of this base for {kind}; only {known:.0%} of these prompts are worded as "
-                                    "its placebo sources' are, so it is not believed. Make a calibration with these prompts, "
-                                    "or audit rows that keep theirs.")
+                self.refused.append(f"There is a null of this base for {kind}; {known:.0%} of these prompts are worded as "
+                                    "its placebo sources' are, so it is not believed. Make a calibration with these "
+                                    "prompts, or audit rows that keep theirs.")
                 continue
             return folder, null
         if not self.refused:
