@@ -214,7 +214,8 @@ def test_the_name_of_an_experiment_is_no_work() -> None:
 
 NEEDED: dict[str, dict[str, Any]] = {
     "blocklist": {"terms": ["owl"]}, "code_words": {"terms": ["owl"]}, "spelled": {"terms": ["owl"]},
-    "belongs": {"channel": "numbers"}, "judge": {"model": "openai/one", "terms": ["owl"]},
+    "belongs": {"channel": "numbers"}, "filter judge": {"model": "openai/one", "terms": ["owl"]},
+    "detector judge": {"model": "openai/one"},
     "hosted": {"model": "openai/one"}, "misalignment": {"judge": {"words": ["owl"]}},
     "probe inspect": {"task": "undersong/favourite"}, "lm_eval": {"tasks": ["arc_easy"]},
 }
@@ -246,7 +247,7 @@ def choices(annotation: Any) -> list[Any]:
 @pytest.mark.parametrize(("kind", "name", "field"), ours())
 def test_a_dead_plug_in_setting(kind: str, name: str, field: str) -> None:
     """Every setting changes what is recorded and hashed, unless it is marked as only a way to do the work."""
-    given = NEEDED.get(name) or NEEDED.get(f"{kind} {name}", {})
+    given = NEEDED.get(f"{kind} {name}") or NEEDED.get(name, {})
     plain = spec.build(kind, {name: given})
     info = registry.get(kind, name).model_fields[field]
     execution = isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("execution")
