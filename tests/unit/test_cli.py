@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from undersong import cli
+from undersong import cli, screen, screen
 
 REHEARSAL = Path(str(files("undersong") / "rehearsal.yaml"))
 COMMANDS = ("new", "plan", "run", "measure", "report", "ls", "show", "diff", "plugins", "models", "doctor")
@@ -303,7 +303,7 @@ def test_hostile_text_is_printed_as_text(undersong) -> None:
     assert "[bold]x[/bold]" in said.err
     assert "\x1b" not in said.err
     assert "\x07" not in said.err
-    assert cli._visible("owl\u202e \x9b1m [red] éλ\n") == "owl\\u202e \\x9b1m [red] éλ\n"
+    assert screen.visible("owl\u202e \x9b1m [red] éλ\n") == "owl\\u202e \\x9b1m [red] éλ\n"
 
 
 def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
