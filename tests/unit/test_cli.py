@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from undersong import cli, screen, screen
+from undersong import cli, screen
 
 REHEARSAL = Path(str(files("undersong") / "rehearsal.yaml"))
 COMMANDS = ("new", "plan", "run", "measure", "report", "ls", "show", "diff", "plugins", "models", "doctor")
