@@ -1,0 +1,112 @@
+"""From cells to the flat rows of the results file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from detecting.cells import Cell, Column, Judgement, auroc, judge, judge_by_benign
+from detecting.plan import PLAIN
+from undersong import stats
+from undersong.calibration import family, spelled
+from undersong.nulls import TARGET, Null
+
+ALPHA = 0.05
+VERDICT = "verdict"
+Line = dict[str, Any]
+
+
+def judged(null: Null, columns: Sequence[Column], cells: Mapping[str, Sequence[Cell]]) -> dict[str, list[Judgement]]:
+    """Every column alone, and `verdict`: all calibrated columns of one family together."""
+    out, known = {}, {spelled(c.detector): c for c in columns if spelled(c.detector) in null.identity["detectors"]}
+    for c in columns:
+        out[c.name] = judge(null, [c], cells) if c in known.values() else judge_by_benign(cells[c.name])
+    for kind in ("rows", "student"):
+        mine = [c for c in known.values() if family(c.detector) == kind]
+        if mine:
+            whole = {c.name: [cell for cell in cells[c.name] if cell.battery != "large"] for c in mine}
+            out[f"{VERDICT}, {kind}"] = judge(null, mine, whole)
+    return out
+
+
+def both(rows: Sequence[Judgement], students: Sequence[Judgement], size: int) -> list[Judgement]:
+    """The verdict on a student together with the rows it learnt from: Holm over the two families."""
+    at = {(j.cell.trait, j.cell.seed, j.cell.share): j for j in rows
+          if j.cell.size == size and j.cell.battery in ("benign", "planted")}
+    out = []
+    for j in students:
+        other = at.get((j.cell.trait, j.cell.seed, j.cell.share))
+        if other is not None:
+            p = min(stats.holm([j.p, other.p]))
+            first = j if j.p <= other.p else other
+            out.append(Judgement(j.cell, p, max(j.score, other.score), first.top, math.nan))
+    return out
+
+
+def false_alarms(name: str, found: Sequence[Judgement]) -> list[Line]:
+    """Per number of rows, and per kind of benign source at the largest: the share of alarms."""
+    benign = [j for j in found if not j.cell.trait]
+    out = []
+    for size in sorted({j.cell.size for j in benign}):
+        here = [j for j in benign if j.cell.size == size]
+        kinds = ["all", *sorted({j.cell.kind for j in here})] if size == max(j.cell.size for j in benign) else ["all"]
+        for kind in kinds:
+            mine = [j for j in here if kind in ("all", j.cell.kind)]
+            rate, low, high = stats.binomial_interval(sum(j.p <= ALPHA for j in mine), len(mine))
+            out.append({"table": "false_alarms", "detector": name, "kind": kind, "size": size, "n": len(mine), "rate": rate,
+                        "low": low, "high": high})
+    return out
+
+
+def power(name: str, found: Sequence[Judgement]) -> list[Line]:
+    """Per kind of teacher, number of rows and share: power, naming, and AUROC against benign sources of that size."""
+    out = []
+    keys = sorted({(j.cell.battery, j.cell.kind, j.cell.size, j.cell.share) for j in found if j.cell.trait})
+    for battery, kind, size, share in keys:
+        mine = [j for j in found if (j.cell.battery, j.cell.kind, j.cell.size, j.cell.share) == (battery, kind, size, share)
+                and j.cell.trait]
+        clean = [j for j in found if not j.cell.trait and j.cell.size == size]
+        rate, low, high = stats.binomial_interval(sum(j.p <= ALPHA for j in mine), len(mine))
+        right = [j.top == j.cell.trait for j in mine]
+        rows = [j.cell.row_auroc for j in mine if not math.isnan(j.cell.row_auroc)]
+        out.append({
+            "table": "power", "detector": name, "battery": battery, "teacher": kind, "size": size, "share": share,
+            "n": len(mine), "power": rate, "low": low, "high": high, "named": float(np.mean(right)),
+            "found_and_named": float(np.mean([r and j.p <= ALPHA for r, j in zip(right, mine, strict=True)])),
+            "auroc": auroc([j.score for j in mine], [j.score for j in clean]) if clean else None,
+            "row_auroc": float(np.mean(rows)) if rows else None,
+        })
+    return out
+
+
+def cost(column: Column, cells: Sequence[Cell]) -> Line:
+    """Seconds of one audit at the largest calibrated size, where every source's rows are new to the detector."""
+    fresh = [c for c in cells if c.battery in ("benign", "students")]
+    most = max((c.size for c in fresh), default=0)
+    seconds = [c.seconds for c in fresh if c.size == most]
+    return {"table": "cost", "detector": column.name, "size": most, "seconds": float(np.median(seconds))}
+
+
+def about(null: Null, column: Column) -> Line:
+    """What a column is and what its p-values are held against."""
+    calibrated = spelled(column.detector) in null.identity["detectors"]
+    own = getattr(column.detector, "permutes", False)
+    return {"table": "detectors", "detector": column.name, "plugin": column.detector.plugin_name,
+            "family": family(column.detector), "access": column.access,
+            "null": "permutation" if own else "calibration" if calibrated else "held-out benign sources",
+            "units": None if own else null.identity.get("sources") if calibrated else None}
+
+
+def smallest(lines: Sequence[Line], detector: str, size: int) -> float | None:
+    """The smallest share from which on the power reaches the target."""
+    found = None
+    mine = [p for p in lines if p["table"] == "power" and p["detector"] == detector and p["size"] == size
+            and p["teacher"] == PLAIN and p["battery"] in ("planted", "students")]
+    for line in sorted(mine, key=lambda p: -p["share"]):
+        if line["power"] < TARGET:
+            break
+        found = line["share"]
+    return found
