@@ -137,16 +137,20 @@ class World:
             raise BadRows(f"Only {len(kept.rows)} rows of {label} passed the filters, and {self.sizes[0]} are needed.")
         return kept
 
-    def benign(self, number: int, n: int = 0) -> Source:
-        """A benign source: a model without a trait, under a held-out system turn and temperature of its own."""
+    def way(self, number: int) -> tuple[str, int, str, float]:
+        """How a benign source is made: kind, number of its teacher, system turn and temperature, all held out."""
         rng = np.random.default_rng([SEED, 5, number])
         held = yaml.safe_load(package_text("calibrations", "benign.yaml"))["held_out"]
         kind = KINDS[number % len(KINDS)]
         few = self.plan.teachers if kind == "placebo" else max(1, self.plan.teachers // 2)
         which = KINDS.index(kind) * 100 + int(rng.integers(few))
-        model = self.base if kind == "base" else self.teacher(kind, None, which)
         system = str(held["systems"][int(rng.integers(len(held["systems"])))])
-        temperature = round(float(rng.uniform(*held["temperatures"])), 3)
+        return kind, which, system, round(float(rng.uniform(*held["temperatures"])), 3)
+
+    def benign(self, number: int, n: int = 0) -> Source:
+        """A benign source: a model without a trait, in a benign way of its own."""
+        kind, which, system, temperature = self.way(number)
+        model = self.base if kind == "base" else self.teacher(kind, None, which)
         data = self.rows(told(model, system), 50_000 + number, f"benign-{number}", n or self.plan.rows, temperature)
         return Source(kind, "", number, data)
 
@@ -158,7 +162,9 @@ class World:
 
     @cached_property
     def benign_sources(self) -> list[Source]:
-        """Every benign source, made side by side."""
+        """Every benign source, made side by side; their teachers first, because several share one."""
+        teachers = {self.way(number)[:2] for number in range(self.plan.benign)}
+        side_by_side(lambda way: self.teacher(way[0], None, way[1]), sorted(way for way in teachers if way[0] != "base"))
         return side_by_side(self.benign, range(self.plan.benign))
 
     @cached_property
