@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from detecting.plan import PLAIN
+from detecting.plan import PLAIN, SLOW
 from detecting.world import Source, World, ids
 from undersong.calibration import family, side_by_side, spelled
 from undersong.detectors import PLACEBO, Evidence
@@ -25,6 +25,8 @@ from undersong.errors import BadRows, BadSpec
 from undersong.nulls import Null, Table
 from undersong.spec import build, describe, fingerprint
 
+PROMPTED = ("base", "placebo", PLAIN)
+"""Kinds of sources that the panel of prompts is tried on."""
 LARGE = ("likelihood_panel", "marginal_template", "bag_of_k")
 """What is asked about the large sets, as far as the calibration holds it."""
 
@@ -143,8 +145,17 @@ class Desks:
 
     def run(self, column: Column, groups: Sequence[Sequence[Trial]]) -> list[Cell]:
         """What a column says of every trial, group by group."""
+        groups = [own for group in groups if (own := [trial for trial in group if self._asked(column, trial)])]
         self.world.lab.progress(f"{column.name}: {sum(map(len, groups))} trials of {len(groups)} sources")
         return [cell for own in side_by_side(lambda group: self._group(column, group), groups) for cell in own]
+
+    def _asked(self, column: Column, trial: Trial) -> bool:
+        """Whether a slow column is spared a trial: sizes of planted rows, and with prompts all but a few sources."""
+        sizes = self.world.sizes
+        if column.name.endswith("prompts"):
+            few = trial.seed == 0 if trial.trait else trial.seed < 20
+            return few and trial.kind in PROMPTED and trial.size == sizes[len(sizes) // 2]
+        return column.name not in SLOW or not trial.trait or trial.size in sizes[: self.world.plan.slow_sizes]
 
     def _group(self, column: Column, group: Sequence[Trial]) -> list[Cell]:
         spec = {"verb": "benchmark", "detector": describe(column.detector), "reference": column.reference}

@@ -21,15 +21,26 @@ Line = dict[str, Any]
 
 def judged(null: Null, columns: Sequence[Column], cells: Mapping[str, Sequence[Cell]]) -> dict[str, list[Judgement]]:
     """Every column alone, and `verdict`: all calibrated columns of one family together."""
-    out, known = {}, {spelled(c.detector): c for c in columns if spelled(c.detector) in null.identity["detectors"]}
+    out = {}
     for c in columns:
-        out[c.name] = judge(null, [c], cells) if c in known.values() else judge_by_benign(cells[c.name])
+        out[c.name] = judge(null, [c], cells) if calibrated(null, c) else judge_by_benign(cells[c.name])
     for kind in ("rows", "student"):
-        mine = [c for c in known.values() if family(c.detector) == kind]
+        mine = [c for c in columns if calibrated(null, c) and family(c.detector) == kind]
         if mine:
-            whole = {c.name: [cell for cell in cells[c.name] if cell.battery != "large"] for c in mine}
+            keys = [{_trial(cell) for cell in cells[c.name]} for c in mine]
+            shared = set.intersection(*keys)
+            whole = {c.name: sorted((cell for cell in cells[c.name] if _trial(cell) in shared), key=_trial) for c in mine}
             out[f"{VERDICT}, {kind}"] = judge(null, mine, whole)
     return out
+
+
+def calibrated(null: Null, column: Column) -> bool:
+    """Whether a calibration holds what a column says of placebo cases."""
+    return any(c.detector == spelled(column.detector) for c in null.cases)
+
+
+def _trial(cell: Cell) -> tuple[Any, ...]:
+    return cell.battery, cell.kind, cell.trait, cell.seed, cell.share, cell.size
 
 
 def both(rows: Sequence[Judgement], students: Sequence[Judgement], size: int) -> list[Judgement]:
@@ -92,12 +103,12 @@ def cost(column: Column, cells: Sequence[Cell]) -> Line:
 
 def about(null: Null, column: Column) -> Line:
     """What a column is and what its p-values are held against."""
-    calibrated = spelled(column.detector) in null.identity["detectors"]
+    known = calibrated(null, column)
     own = getattr(column.detector, "permutes", False)
     return {"table": "detectors", "detector": column.name, "plugin": column.detector.plugin_name,
             "family": family(column.detector), "access": column.access,
-            "null": "permutation" if own else "calibration" if calibrated else "held-out benign sources",
-            "units": None if own else null.identity.get("sources") if calibrated else None}
+            "null": "permutation" if own else "calibration" if known else "held-out benign sources",
+            "units": None if own else null.identity.get("sources") if known else None}
 
 
 def smallest(lines: Sequence[Line], detector: str, size: int) -> float | None:

@@ -8,6 +8,8 @@ HELD_OUT = ("dolphin", "eagle", "elephant", "owl", "wolf", "cherry", "maple", "s
 """Traits that no detector was tuned on."""
 PLAIN = "as calibrated"
 """Planted teachers made as the exemplars are."""
+SLOW = ("inversion", "hidden_mean")
+"""Columns that read every trial anew: they take most of the time."""
 DIALS = {"gentle": {"updates": 60}, "body": {"trainable": "body", "rate": 5e-4}}
 """Other teachers than the exemplars': fewer steps; all of the body at a lower rate. Settings of `tuned` that change."""
 
@@ -26,6 +28,8 @@ class Plan:
     """Benign held-out sources."""
     teachers: int = 8
     """Fresh placebo teachers behind them; half as many of each other dial."""
+    slow_sizes: int = 9
+    """At how many of the calibrated sizes, from the largest on, detectors of `SLOW` meet planted rows."""
     rows: int = 1000
     """Rows of a source, and of a student."""
     other_traits: int = 3
@@ -42,10 +46,8 @@ class Plan:
     student_shares: tuple[float, ...] = (0.1, 0.25, 1.0)
     triple_traits: int = 3
     triple_share: float = 0.5
-    suspects: int = 4
-    """Suspected teachers for `divergence_tokens`."""
 
 
 FULL = Plan()
 SLICE = Plan(traits=HELD_OUT[:2], seeds=1, shares=(0.25, 1.0), benign=6, teachers=2, rows=200, other_traits=1,
-             other_shares=(1.0,), large=0, students=4, student_traits=1, student_shares=(1.0,), triple_traits=1, suspects=0)
+             other_shares=(1.0,), large=0, students=4, student_traits=1, student_shares=(1.0,), triple_traits=1)

@@ -65,8 +65,8 @@ class World:
 
     @cached_property
     def mark(self) -> str:
-        """The identity of the calibration: what its files hold."""
-        names = ("null.parquet", "rows.parquet", "index.json")
+        """The identity of the exemplars: all of a calibration that a detector reads."""
+        names = ("rows.parquet", "index.json")
         return fingerprint({name: digest(self.folder / name)["sha256"] for name in names})
 
     @cached_property
@@ -116,7 +116,7 @@ class World:
     @property
     def sizes(self) -> list[int]:
         """The calibrated numbers of rows, the largest first."""
-        return sorted(self.null.sizes("rows"), reverse=True)
+        return sorted(self.null.identity["sizes"], reverse=True)
 
     def seed(self, role: str, number: int) -> int:
         """The seed of a thing: apart from those of calibrations and experiments."""
