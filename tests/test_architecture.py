@@ -44,10 +44,15 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     (*PLUGINS, "store", "pocket", "simulated"),
     ("fetched",),
     ("bases",),
-    ("lab",),
+    ("lab", "nulls"),
+    ("exemplars", "verdict"),
+    ("calibration",),
+    ("audit",),
     ("experiment", "reports", "logits", "evaluation"),
     ("results",),
     ("doctor", "laboratory"),
+    ("screen",),
+    ("auditing",),
     ("cli",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

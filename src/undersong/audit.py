@@ -10,53 +10,32 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from undersong import bases, exemplars, registry, traits
-from undersong.calibration import family, spelled, template
-from undersong.detectors import PLACEBO, Evidence, Exemplars, drawn
+from undersong.calibration import template
+from undersong.channels import belonging
+from undersong.detectors import PLACEBO, Evidence, Exemplars, drawn, family, spelled
 from undersong.environment import environment
-from undersong.errors import BadRows, BadSpec, MissingModel, UndersongError
+from undersong.errors import BadRows, BadSpec, MissingExtra, MissingModel, NothingMeasured, ServerFailed, UndersongError
 from undersong.files import digest
 from undersong.lab import Lab, base_ref, unpack
 from undersong.nulls import Case, Null, Table
 from undersong.row_files import RowFile
-from undersong.spec import build, fingerprint
-from undersong.traits import Trait
-from undersong.types import Finding, ModelRef, Row
-from undersong.verdict import conclude
+from undersong.spec import fingerprint
+from undersong.types import ModelRef, Row
+from undersong.verdict import Heard, Held, Ran, conclude
 
 MOST = 4000
 """Detectors that read single rows get at most so many, drawn evenly."""
 BELONGS = 0.8
 """The share of rows that must belong to a carrier before its null is believed."""
-EXAMPLES = 3
-
-
-@dataclass(frozen=True)
-class Held:
-    """What the auditor holds. Paths and names as the user gave them; None for what there is not."""
-
-    rows: Path | None = None
-    reference: Path | None = None
-    base: str | None = None
-    traits: tuple[Trait, ...] | None = None
-    student: str | None = None
-    teacher: str | None = None
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A detector that ran: its finding, the p it gave itself or None, and how long it took."""
-
-    detector: Any
-    finding: Finding
-    seconds: float
-    notes: tuple[str, ...] = ()
+CANNOT = (BadRows, BadSpec, NothingMeasured, MissingExtra, ServerFailed)
+"""What stops one detector and no audit: the others go on, and the reason is told."""
 
 
 @dataclass
@@ -152,8 +131,10 @@ class Audit:
             self.lab.progress(f"reading {self.file.path.name}")
             self.file.count()
         ran, skipped = self._detect(start)
-        families = self._families(ran)
-        out = conclude(self, ran, skipped, families)
+        null = self.calibration[1] if self.calibration else None
+        heard = Heard(self.held, self.alpha, self.smallest, self.seed, self.budget, null, tuple(self.refused), self.file,
+                      self.rows, dict(self.evidence), tuple(ran), tuple(skipped), self._families(ran))
+        out = conclude(heard)
         out |= {"seconds": round(time.monotonic() - start, 2), "environment": environment()}
         return out
 
@@ -168,6 +149,9 @@ class Audit:
             if missing:
                 skipped.append({"detector": name, "missing": missing, "says": f"It needs {', '.join(missing)}."})
                 continue
+            if not self.detectors and self._without_null(detector):
+                skipped.append({"detector": name, "missing": [], "says": "This calibration has no null of it."})
+                continue
             if self.budget and time.monotonic() - start > self.budget:
                 skipped.append({"detector": name, "missing": [], "says": "The time was up. Raise --budget."})
                 continue
@@ -176,11 +160,17 @@ class Audit:
             try:
                 evidence = Evidence(granted, memo).only(detector.needs)
                 finding = self.lab.audit(detector, evidence, self._parents(detector), f"{name}-audit")
-            except (BadRows, BadSpec) as error:
+            except CANNOT as error:
                 skipped.append({"detector": name, "missing": [], "says": str(error)})
                 continue
             ran.append(Ran(detector, finding, round(time.monotonic() - begun, 2)))
         return ran, skipped
+
+    def _without_null(self, detector: Any) -> bool:
+        """Whether a detector could only say what nothing can be held against, while others can be."""
+        if self.calibration is None or getattr(detector, "permutes", False) or family(detector) == "teacher":
+            return False
+        return spelled(detector) not in self.calibration[1].identity["detectors"]
 
     def _granted(self, detector: Any) -> dict[str, Any]:
         """The evidence for one detector. A test that permutes needs the user's own reference, and reads every row."""
@@ -260,13 +250,6 @@ def default_detectors() -> list[Any]:
             out.append(cls())
     order = ["marginals", "marginal_template", "likelihood_panel"]
     return sorted(out, key=lambda d: order.index(d.plugin_name) if d.plugin_name in order else len(order))
-
-
-def belonging(rows: Sequence[Row], channel: Mapping[str, Any], most: int = 500) -> float:
-    """The share (0..1) of rows that belong to a channel; of the first `most`."""
-    plug = build("channel", {channel["name"]: channel.get("settings", {})}, "channel")
-    some = rows[:most]
-    return sum(plug.reject(row) is None for row in some) / len(some) if some else 0.0
 
 
 def model_ref(text: str, base: str | None, lab: Lab) -> ModelRef:

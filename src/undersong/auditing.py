@@ -39,11 +39,12 @@ def audit(
     """Look for a hidden trait in rows or in a student. Exit code: 0 clean, 1 found, 2 could not tell, 3 input error."""
     import sys
 
-    from undersong.audit import Audit, Held
+    from undersong.audit import Audit
     from undersong.lab import lab_for
     from undersong.reports import audit as page
     from undersong.spec import build
     from undersong.traits import listed
+    from undersong.verdict import Held
 
     if not 0 < alpha < 1 or not 0 < smallest <= 1 or budget < 0 or seed < 0:
         raise BadSpec("--alpha and --smallest lie between 0 and 1, --budget and --seed are 0 or more. Change them.")

@@ -32,7 +32,7 @@ from pydantic import Field, ValidationError
 from undersong import bases, exemplars, registry, traits
 from undersong.artefact import Artefact
 from undersong.backends import threads
-from undersong.detectors import PLACEBO, Evidence, Exemplars
+from undersong.detectors import PLACEBO, Evidence, Exemplars, family, spelled
 from undersong.environment import now
 from undersong.errors import BadRows, BadSpec
 from undersong.experiment_file import Spec, values
@@ -78,8 +78,6 @@ class File(Settings):
     """Placebo teachers and students that detectors may read."""
     sources: int = Field(default=99, ge=19)
     """Placebo sources: p cannot be below 1 / (sources + 1)."""
-    teachers: int = Field(default=12, ge=1)
-    """Fresh placebo teachers behind the placebo sources."""
     students: int = Field(default=99, ge=0)
     """Students of placebo sources; 0 calibrates no student detector."""
     shares: list[float] = [0.02, 0.05, 0.1, 0.25, 0.5, 1.0]
@@ -207,8 +205,8 @@ class Calibrator:
         """The rows of a placebo source: the base or a fresh placebo teacher, in a benign way of its own."""
         rng = np.random.default_rng([self.file.seed, 5, number])
         benign = yaml.safe_load(package_text("calibrations", "benign.yaml"))["calibration"]
-        which = int(rng.integers(-2, self.file.teachers))
-        source = self.base if which < 0 else self.source("placebo", which, None)
+        # a teacher of its own: sources that shared one would be fewer cases than they seem
+        source = self.base if rng.random() < 0.25 else self.source("placebo", number, None)
         system = str(benign["systems"][int(rng.integers(len(benign["systems"])))])
         low, high = benign["temperatures"]
         temperature = round(float(rng.uniform(low, high)), 3)
@@ -333,16 +331,6 @@ class Calibrator:
 def side_by_side(work: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
     """`work` over items on threads, in the items' order."""
     return threads.side_by_side(lambda item, stop: work(item), items, 0, lambda index, result: None)
-
-
-def family(detector: Any) -> str:
-    """What kind of thing a detector judges: a suspected teacher, a student, or rows."""
-    return next((kind for kind in ("teacher", "student") if kind in detector.needs), "rows")
-
-
-def spelled(detector: Any) -> str:
-    """A detector's name in a null: its settings and version are in it."""
-    return f"{detector.plugin_name}@{fingerprint(describe(detector))}"
 
 
 def detectors_of(specs: Sequence[Spec]) -> list[Any]:

@@ -2,9 +2,12 @@
 
 A calibration runs every detector on placebo cases (clean rows, students of clean rows) and on planted ones. One case gives
 a table of statistics, one per detector and key (a trait, a word, or "" where it is about none). An audit gives one more.
-1. Every statistic is standardised by all cases together, the audited one among them: nothing tells it apart if it is one
-   of them. A key's spread is at least that of its detector, so that a key that is nearly always 0 does not shout.
-2. The largest standardised statistic over detectors and keys is the case's score (max-T; Westfall and Young 1993).
+1. Every statistic is put on one scale by all cases together, the audited one among them, so that nothing tells it apart if
+   it is one of them: less its median, over the distance from there to the 95 % quantile (1.64 for a normal one, as z is).
+   A quantile has no ceiling: one extreme case cannot hide another, as it would in a standard deviation. A key's spread is at
+   least the mean of its detector's, so that a key that is nearly always 0 does not shout.
+2. A detector's largest value over its keys is put on that scale once more; the largest over detectors is the case's score
+   (max-T; Westfall and Young 1993).
 3. p is the share of cases, the audited one included, whose score reaches its own: exact where cases are exchangeable
    (conformal; Vovk, Gammerman and Shafer 2005), and it controls the family-wise error over detectors and traits.
 With k placebo cases p cannot be below 1 / (k + 1).
@@ -181,12 +184,28 @@ class Table:
         return Judged(p, float(top[0]), tuple(map(float, top[1:])), z, p_of)
 
     def _standard(self, values: Floats) -> Floats:
-        """Values less their mean, over their spread, all cases treated alike."""
-        spread = values.std(axis=0)
-        for detector in {d for d, _ in self.keys}:
+        """z of every statistic ([cases, keys]), all cases treated alike."""
+        out = np.empty_like(values)
+        for detector in dict.fromkeys(d for d, _ in self.keys):
             mine = np.array([d == detector for d, _ in self.keys])
-            spread[mine] = np.maximum(spread[mine], np.sqrt(np.mean(spread[mine] ** 2)))
-        return np.asarray((values - values.mean(axis=0)) / np.where(spread > 0, spread, 1.0))
+            middle, spread = _scale(values[:, mine])
+            z = (values[:, mine] - middle) / _safe(np.maximum(spread, spread.mean()), values[:, mine] - middle)
+            top = z.max(axis=1)
+            middle, spread = _scale(top)
+            out[:, mine] = (z - middle) / _safe(spread, top - middle)
+        return out
+
+
+def _scale(values: Floats) -> tuple[Floats, Floats]:
+    """Median and upper spread over cases: from the median to the 95 % quantile, as standard deviations of a normal."""
+    middle, high = np.quantile(values, [0.5, 0.95], axis=0)
+    return np.asarray(middle), np.asarray((high - middle) / 1.645)
+
+
+def _safe(spread: Floats, deviations: Floats) -> Floats:
+    """Spreads above 0: where nearly all cases agree, their mean distance stands in; 1 where all do."""
+    mean = np.abs(deviations).mean(axis=0)
+    return np.asarray(np.where(spread > 1e-9 * mean, spread, np.where(mean > 0, mean, 1.0)))
 
 
 def smallest_share(curve: Sequence[Mapping[str, Any]], target: float = TARGET) -> float | None:

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from undersong import stats
-from undersong.nulls import TARGET, Judged, Key, Table, smallest_share
-
-if TYPE_CHECKING:
-    from undersong.audit import Audit, Ran
+from undersong.channels import belonging
+from undersong.detectors import family, spelled
+from undersong.nulls import TARGET, Judged, Key, Null, Table, smallest_share
+from undersong.row_files import RowFile
+from undersong.traits import Trait
+from undersong.types import Finding, Row
 
 Families = Mapping[str, tuple[Table, Mapping[Key, float], int]]
 WHAT = {"rows": "the rows", "student": "the student", "teacher": "the rows and the suspected teacher"}
@@ -32,8 +36,56 @@ SETTLES = {
 }
 
 
-def conclude(audit: Audit, ran: Sequence[Ran], skipped: Sequence[Mapping[str, Any]], families: Families) -> dict[str, Any]:
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the auditor holds. Paths and names as the user gave them; None for what there is not."""
+
+    rows: Path | None = None
+    reference: Path | None = None
+    base: str | None = None
+    traits: tuple[Trait, ...] | None = None
+    student: str | None = None
+    teacher: str | None = None
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A detector that ran: its finding, the p it gave itself or None, and how long it took."""
+
+    detector: Any
+    finding: Finding
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Everything a verdict is made from."""
+
+    held: Held
+    alpha: float
+    smallest: float
+    seed: int
+    budget: float
+    null: Null | None
+    refused: tuple[str, ...]
+    """Why a calibration was not believed, in sentences."""
+    file: RowFile | None
+    rows: tuple[Row, ...]
+    evidence: Mapping[str, Any]
+    """What was granted, by token."""
+    ran: tuple[Ran, ...]
+    skipped: tuple[Mapping[str, Any], ...]
+    families: Families
+    """Per family with a null: the placebo table, what the audited case says, and the size it was held against."""
+
+
+def conclude(audit: Heard) -> dict[str, Any]:
     """The audit as JSON (see `reports/audit.py` for its reader)."""
+    ran, families = audit.ran, audit.families
     judged = {kind: table.judge(said) for kind, (table, said, _) in families.items()}
     adjusted = dict(zip(judged, stats.holm([j.p for j in judged.values()]), strict=True))
     alarms = [kind for kind in judged if adjusted[kind] <= audit.alpha]
@@ -60,19 +112,19 @@ def conclude(audit: Audit, ran: Sequence[Ran], skipped: Sequence[Mapping[str, An
     main = next((kind for kind in ("rows", "student") if kind in power), None)
     out["power"] = main and {"size": families[main][2] or None, "target": TARGET, "smallest_share": smallest[main],
                              "curve": power[main], "family": main}
-    out["skipped"] = list(skipped)
+    out["skipped"] = list(audit.skipped)
     out["rows"], out["evidence"] = _rows(audit), _evidence(audit)
     out["settings"] = {"alpha": audit.alpha, "seed": audit.seed, "budget": audit.budget, "smallest": audit.smallest}
     return out
 
 
-def _power(audit: Audit, families: Families, tested: int) -> dict[str, list[dict[str, Any]]]:
+def _power(audit: Heard, families: Families, tested: int) -> dict[str, list[dict[str, Any]]]:
     """The power curve of each family, at the level that Holm leaves to the first of them."""
-    if audit.calibration is None:
+    if audit.null is None:
         return {}
-    null, out = audit.calibration[1], {}
+    out = {}
     for kind, (table, _, size) in families.items():
-        curve = null.power(kind, size, sorted({detector for detector, _ in table.keys}), audit.alpha / max(1, tested))
+        curve = audit.null.power(kind, size, sorted({detector for detector, _ in table.keys}), audit.alpha / max(1, tested))
         if curve:
             out[kind] = curve
     return out
@@ -91,8 +143,11 @@ def _found(kind: str, trait: str, p: float, judged: Judged, share: Mapping[str, 
     return f"{what}{about} (p = {p:.2g}{floor})."
 
 
-def _unknown(audit: Audit, judged: Mapping[str, Judged], seen: float | None) -> str:
+def _unknown(audit: Heard, judged: Mapping[str, Judged], seen: float | None) -> str:
     n = len(audit.rows)
+    least = min(audit.null.sizes("rows"), default=0) if audit.null else 0
+    if not judged and n < least:
+        return f"Cannot tell: {n} rows are fewer than the {least} that this calibration begins at."
     if not judged:
         return "Cannot tell: no detector could be held against a null. " + " ".join(audit.refused)
     if seen is None:
@@ -115,13 +170,13 @@ def _share(ran: Sequence[Ran], families: Families, trait: str) -> dict[str, floa
     return None
 
 
-def _reasons(audit: Audit, ran: Sequence[Ran], judged: Mapping[str, Judged], adjusted: Mapping[str, float]) -> list[str]:
+def _reasons(audit: Heard, ran: Sequence[Ran], judged: Mapping[str, Judged], adjusted: Mapping[str, float]) -> list[str]:
     out = []
     for kind, j in judged.items():
         name, trait = j.top
         about = f" about {trait}" if trait else ""
-        out.append(f"{WHAT[kind].capitalize()}: the strongest sign is {name.split('@')[0]}{about}, {j.observed:.1f} standard "
-                   f"deviations over {len(j.scores)} placebo cases (p = {j.p:.2g}; by Holm over families "
+        out.append(f"{WHAT[kind].capitalize()}: the strongest sign is {name.split('@')[0]}{about}, {j.observed:.1f} "
+                   f"standard deviations over {len(j.scores)} placebo cases (p = {j.p:.2g}; by Holm over families "
                    f"{adjusted[kind]:.2g}).")
     for r in ran:
         if r.finding.p is not None:
@@ -129,7 +184,7 @@ def _reasons(audit: Audit, ran: Sequence[Ran], judged: Mapping[str, Judged], adj
     return [*out, *(audit.refused if judged else ())]
 
 
-def _next(audit: Audit, verdict: str, families: Families) -> list[str]:
+def _next(audit: Heard, verdict: str, families: Families) -> list[str]:
     held = set(audit.evidence)
     if verdict == "found":
         out = ["Do not train on these rows a model that shares this base."] if "rows" in families else []
@@ -149,10 +204,8 @@ def _family(kind: str, j: Judged, adjusted: float) -> dict[str, Any]:
             "observed": j.observed, "null_values": list(j.scores)}
 
 
-def _finding(audit: Audit, r: Ran, families: Families) -> dict[str, Any]:
+def _finding(audit: Heard, r: Ran, families: Families) -> dict[str, Any]:
     """One detector alone against its null; its own p where it gives one."""
-    from undersong.calibration import family, spelled
-
     kind, name, details = family(r.detector), spelled(r.detector), r.finding.details
     out: dict[str, Any] = {"detector": r.detector.plugin_name, "family": kind, "statistic": r.finding.statistic,
                            "verdict": r.finding.verdict, "p": r.finding.p, "null": r.finding.null,
@@ -183,13 +236,11 @@ def _few(confounds: Mapping[str, float] | None) -> dict[str, float] | None:
     return {name: float(confounds[name]) for name in sorted(confounds, key=lambda name: -confounds[name])[:3]}
 
 
-def _rows(audit: Audit) -> dict[str, Any] | None:
-    from undersong.audit import EXAMPLES, belonging
-
+def _rows(audit: Heard) -> dict[str, Any] | None:
     if audit.file is None:
         return None
-    tally, known = audit.file.tally, audit.calibration
-    channel = known[1].identity["channel"] if known else None
+    tally = audit.file.tally
+    channel = audit.null.identity["channel"] if audit.null else None
     refused = [{"reason": reason, "count": r.count, "lines": [int(p.rsplit(":", 1)[-1]) for p in r.places]}
                for reason, r in tally.refused.items()]
     return {"file": audit.file.path.name, "read": tally.rows + tally.n_refused, "used": len(audit.rows), "refused": refused,
@@ -199,11 +250,10 @@ def _rows(audit: Audit) -> dict[str, Any] | None:
                          for row in audit.rows[:EXAMPLES]]}
 
 
-def _evidence(audit: Audit) -> dict[str, Any]:
-    held, known = audit.held, audit.calibration
-    null = None
-    if known:
-        identity = known[1].identity
+def _evidence(audit: Heard) -> dict[str, Any]:
+    held, null = audit.held, None
+    if audit.null:
+        identity = audit.null.identity
         null = {key: identity.get(key) for key in ("revision", "template", "made", "sources", "students", "sizes", "seed")}
         null |= {"base": identity.get("named"), "channel": identity["channel"]["name"], "units": identity.get("sources")}
     base = {"name": held.base, "revision": null and null["revision"]} if held.base else None

@@ -219,7 +219,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "probe inspect": {"task": "undersong/favourite"}, "lm_eval": {"tasks": ["arc_easy"]},
 }
 CANDIDATES: tuple[Any, ...] = (
-    True, False, 1, 2, 3, 7, 40, 0.25, 0.5, 2.5, "x", [1], [2, 3], ["q_proj"], ["owl", "cat"], {"trait": "cat"},
+    True, False, 1, 2, 3, 7, 40, 200, 0.25, 0.5, 2.5, "x", [1], [2, 3], ["q_proj"], ["owl", "cat"], {"trait": "cat"},
     None,
 )
 

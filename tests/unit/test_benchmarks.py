@@ -43,3 +43,19 @@ def test_the_probe_benchmark_prints_its_table_and_its_check(capsys: pytest.Captu
     said = capsys.readouterr().out
     for line in ("logit_margin, exact", "at most 1.1x", "within 1 point", "its default", "exact rate over runs", "agree"):
         assert line in said.replace("DISAGREE", "agree")
+
+
+def test_the_million_rows_benchmark_prints_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark("million_rows").main(["--rows", "1500", "--reference", "500", "--formats", "jsonl", "parquet"])
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert "rows/s" in head
+    assert [line.split()[:3] for line in lines] == [
+        ["jsonl", "1,500", "500"], ["parquet", "1,500", "500"], ["jsonl", "150", "100"]]
+    assert all("(p " in line for line in lines)
+
+
+def test_the_panel_benchmark_compares_ways_that_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark("panel").main(["--rows", "12", "--traits", "2"])
+    said = capsys.readouterr().out
+    assert "the panel" in said
+    assert "they agree" in said

@@ -16,7 +16,7 @@ import pytest
 
 from undersong import spec, traits
 from undersong.detectors import Evidence, Exemplars, probe_bank
-from undersong.detectors.activation_dose import residuals
+from undersong.detectors.activation_dose import learn, residuals
 from undersong.detectors.amplify import amplified, weights
 from undersong.detectors.divergence_tokens import drawn
 from undersong.errors import BadRows, BadSpec
@@ -220,12 +220,41 @@ def test_the_dose_grows_with_what_was_put_in_and_names_its_trait(world: World) -
     assert pure.access == ("base", "exemplars", "student")
 
 
+def test_what_placebos_share_is_taken_off_and_noisy_directions_count_less() -> None:
+    """Planted differences: all students drift the same way, are noisy along one axis, and two traits move along others."""
+    rng = np.random.default_rng(3)
+    drift, noisy, cat, dog, loved = np.eye(40)[:5].reshape(5, 2, 20) * 10
+
+    def student(what: Any) -> Any:
+        return drift + rng.normal() * 0.3 * noisy + rng.normal(size=(2, 20)) * 0.1 + what
+
+    seen = {"": np.stack([student(0) for _ in range(60)]), "cat": np.stack([student(cat + loved + noisy) for _ in range(3)]),
+            "dog": np.stack([student(dog + loved) for _ in range(3)])}
+    known = learn(seen, drift, [], 0, 1.0)
+
+    def score(what: Any) -> Any:
+        return known.scaled(what) @ known.axes["cat"] / known.own["cat"]
+
+    assert abs(score(drift)) < 0.2  # what every fine-tuning does is no trait
+    assert np.linalg.norm(known.scaled(drift)) < 0.3 * np.linalg.norm(known.scaled(drift + cat))
+    assert score(drift + cat + loved + noisy) == pytest.approx(1, abs=0.2)
+    assert score(drift + dog + loved) < 0  # what traits have in common is not this trait
+    assert abs(score(drift + noisy) - score(drift)) < 0.45 * (score(drift + cat) - score(drift))
+    blunt = learn(seen, drift, [], 0, 1e6)  # without whitening the noisy direction counts in full
+    assert blunt.scaled(drift + noisy) @ blunt.axes["cat"] > 0.6 * blunt.scaled(drift + cat) @ blunt.axes["cat"]
+    spanned = learn(seen, drift, [], 1, 1.0)
+    assert abs((spanned.scaled(drift + noisy) @ spanned.shared.T)[0]) < 1e-9
+    left = [np.linalg.norm(known.scaled(student(0))) / known.usual for _ in range(20)]
+    assert 0.5 < np.median(left) < 2
+
+
 def test_residuals_are_the_last_prompt_tokens_whatever_the_micro_batch(world: World) -> None:
     ids = [np.array(i) for i in ([2, 9, 10], [2, 30, 31, 32, 33, 40], [2, 9])]
     found = residuals(world.base, ids, 2)
     assert found == pytest.approx(residuals(world.base, ids, 64), abs=1e-5)
     with torch.no_grad():
-        alone = [world.base.module.model(torch.tensor([i.tolist()]), output_hidden_states=True).hidden_states[1:] for i in ids]
+        inner = world.base.module.model
+        alone = [inner(torch.tensor([i.tolist()]), output_hidden_states=True).hidden_states[1:] for i in ids]
     by_hand = np.mean([[layer[0, -1].numpy() for layer in states] for states in alone], axis=0)
     assert found == pytest.approx(by_hand, abs=1e-4)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from undersong.backends import Model
+from undersong.spec import build
 from undersong.types import Chat, Row
 
 
@@ -40,3 +41,10 @@ class Writer(Protocol):
     def write(self, model: Model, base: Model, chats: Sequence[Chat], seed: int) -> list[Row]:
         """One row per chat, in order, from the teacher and its untouched base; ids are given later."""
         ...
+
+
+def belonging(rows: Sequence[Row], channel: Mapping[str, Any], most: int = 500) -> float:
+    """The share (0..1) of rows that belong to a channel; of the first `most`."""
+    plug = build("channel", {channel["name"]: channel.get("settings", {})}, "channel")
+    some = rows[:most]
+    return sum(plug.reject(row) is None for row in some) / len(some) if some else 0.0

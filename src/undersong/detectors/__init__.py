@@ -28,6 +28,7 @@ import numpy as np
 
 from undersong.backends import Backend, Model
 from undersong.errors import BadSpec, UnknownName, nearest
+from undersong.spec import describe, fingerprint
 from undersong.traits import Trait
 from undersong.types import Finding, ModelRef, Row
 
@@ -157,3 +158,13 @@ def drawn(runs: Runs, most: int, seed: int) -> list[Row]:
         elif (place := int(rng.integers(number + 1))) < most:
             kept[place] = (number, row)
     return [row for _, row in sorted(kept, key=lambda pair: pair[0])]
+
+
+def family(detector: Any) -> str:
+    """What kind of thing a detector judges: a suspected teacher, a student, or rows."""
+    return next((kind for kind in ("teacher", "student") if kind in detector.needs), "rows")
+
+
+def spelled(detector: Any) -> str:
+    """A detector's name in a null: its settings and version are in it."""
+    return f"{detector.plugin_name}@{fingerprint(describe(detector))}"

@@ -6,7 +6,7 @@ with behaviour at base level). After the activation difference lens (arXiv 2510.
 (arXiv 2606.00995).
 1. Mean residual stream, student − base, at the last token of carrier prompts (of a placebo exemplar's rows), after every
    decoder layer. Each layer is scaled by what placebo students show there. (Chosen on development traits: completions add
-   nothing, and neutral questions see much less.)
+   nothing, and neutral questions see much less.) Every model reads them as the base writes them, under its system turn.
 2. What placebo students have in common is no trait: their mean is taken off and their largest directions are projected out.
 3. A trait's direction is the mean of its exemplar students less the mean of the other traits'.
 4. Differences are whitened by how exemplars of one kind differ among themselves, shrunk towards equal variance (isotropic

@@ -5,7 +5,8 @@ arXiv 2607.01208, and distillation for incrimination, arXiv 2610.11012, which pa
 a trait does to an answer can be far below what one sees; twice the change is easier to see. Five times breaks pocket
 models: what then rises says little (found on development traits, as the default was).
 1. Adapters are merged into the student's weights; the difference to the base is taken in float32 and multiplied.
-2. A copy of the base with the larger difference answers the probe bank; neither model is touched.
+2. A copy of the base with the larger difference answers the probe bank; neither model is touched. (It needs memory for a
+   third model, in float32.)
 3. Statistics are those of `vocabulary_scan`.
 """
 

@@ -125,7 +125,8 @@ class _Sketch:
         if len(self.kept) == _SKETCH:
             hashes = hashes[hashes < self.kept[-1]]
         if len(hashes):
-            self.kept = np.unique(np.concatenate([self.kept, hashes]))[:_SKETCH]
+            every = np.sort(np.concatenate([self.kept, hashes]), kind="stable")  # np.unique takes ten times as long
+            self.kept = every[np.append(True, every[1:] != every[:-1])][:_SKETCH]
 
     @property
     def distinct(self) -> float:

@@ -65,8 +65,9 @@ def _print(audit: Audit, console: Console) -> None:
     for table in (tables.tests(audit), tables.refused(audit)):
         if table is not None:
             put(table, console)
-    missing = [f"{s.detector.replace('_', ' ')} ({', '.join(s.missing)})" for s in audit.skipped]
-    _list("Did not run, for want of evidence", tuple(missing), console)
+    missing = [f"{s.detector.replace('_', ' ')}: {'needs ' + ', '.join(s.missing) if s.missing else s.says}"
+               for s in audit.skipped]
+    _list("Did not run", tuple(missing), console)
     _list("What to do next", audit.next, console)
 
 

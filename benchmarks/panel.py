@@ -1,0 +1,83 @@
+"""The likelihood panel against naive full forwards: `python benchmarks/panel.py`.
+
+The same rows under the same system turns, three ways: one full forward for each prompt and row (what scripts of this field
+do), full forwards in batches, and the panel's own way, in which what rows share is computed once. `cpu s` is processor time,
+which hardly moves when other work shares the machine; the ratio is taken from it. The last line checks that they agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def naive(model: Any, system: str, chats: Any, answers: Any, batch: int) -> list[float]:
+    """Summed log-likelihoods by plain transformers: the whole text of every row, every time."""
+    import torch
+
+    from undersong.backends import tokens
+
+    asked = [[{"role": "system", "content": system}, *chat] for chat in chats]
+    rows, out = tokens.encode(model, asked, answers), []
+    with torch.inference_mode():
+        for begin in range(0, len(rows), batch):
+            part = rows[begin : begin + batch]
+            width = max(len(row.ids) for row in part)
+            ids, seen = torch.zeros(len(part), width, dtype=torch.long), torch.zeros(len(part), width, dtype=torch.long)
+            for i, row in enumerate(part):
+                ids[i, : len(row.ids)], seen[i, : len(row.ids)] = torch.from_numpy(row.ids), 1
+            logs = model.module(input_ids=ids, attention_mask=seen, use_cache=False).logits.log_softmax(-1)
+            own = logs[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+            out += [float(own[i, row.start - 1 : len(row.ids) - 1].sum()) for i, row in enumerate(part)]
+    return out
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the table and the check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="pocket/a")
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--traits", type=int, default=8, help="traits, one system turn each")
+    given = parser.parse_args(argv)
+    import torch
+
+    from undersong import traits
+    from undersong.backends import prefix
+    from undersong.lab import base_ref, lab_for
+    from undersong.spec import build
+    from undersong.store import Store
+    from undersong.types import Sampling
+
+    torch.set_num_threads(1)
+    model = lab_for(Store("artefacts"), given.base).backend.load(base_ref(given.base))
+    channel = build("channel", "numbers")
+    chats = channel.prompts(given.rows, 1)
+    answers = model.sample(chats, Sampling(max_new_tokens=channel.max_new_tokens(model.tokenizer), seed=1))
+    systems = [traits.get(name).prompts[0] for name in traits.names()[: given.traits]]
+    ways: dict[str, Callable[[str], list[float]]] = {
+        "one full forward per prompt and row": lambda s: naive(model, s, chats, answers, 1),
+        "full forwards in batches of 64": lambda s: naive(model, s, chats, answers, 64),
+        "the panel": lambda s: [float(x.sum()) for x in prefix.answer_logprobs(model, s, chats, answers)],
+    }
+    print(f"{given.rows} rows of {given.base} under {len(systems)} system turns, one thread\n")
+    print(f"{'way':38} {'s':>8} {'cpu s':>8} {'rows x prompts / cpu s':>23} {'ratio':>6}")
+    found, first = {}, 0.0
+    for name, way in ways.items():
+        way(systems[0])  # the first call of a process is slow
+        wall, cpu = time.perf_counter(), time.process_time()
+        found[name] = np.array([way(system) for system in systems])
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        first = first or cpu
+        print(f"{name:38} {wall:8.2f} {cpu:8.2f} {found[name].size / cpu:23.0f} {first / cpu:6.1f}")
+    one, *others = found.values()
+    apart = max(float(np.abs(one - other).max()) for other in others)
+    says = "agree" if apart < 1e-2 else "DISAGREE"
+    print(f"\nlargest difference of a row's log-likelihood: {apart:.1e} nats: they {says}")
+
+
+if __name__ == "__main__":
+    main()
