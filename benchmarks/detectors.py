@@ -41,7 +41,7 @@ from detecting import baselines, cells, counts, students, targets
 from detecting.plan import FULL, SLICE, Plan
 from detecting.world import World
 from undersong import exemplars, screen
-from undersong.calibration import family
+from undersong.detectors import family
 from undersong.environment import environment, now
 from undersong.errors import BadSpec
 from undersong.lab import lab_for

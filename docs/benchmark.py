@@ -145,7 +145,7 @@ def false_alarms(found: Results) -> str:
     of_rows = [n for n in found.names if found.family(n) == "rows"]
     by_size = [(f"`{n}`", _held(found, n), *(span(found.one("false_alarms", detector=n, kind="all", size=s), "rate")
                                              for s in found.sizes)) for n in of_rows]
-    kinds = sorted({r["kind"] for r in found.find("false_alarms")} - {"all"})
+    kinds = sorted({r["kind"] for r in found.find("false_alarms")} - {"all", "usual"})
     by_kind = [(f"`{n}`", *(_count(found.one("false_alarms", detector=n, kind=k, size=found.at(n))) for k in kinds))
                for n in found.names]
     students = [(f"`{n}`", _held(found, n), span(found.one("false_alarms", detector=n, kind="all", size=0), "rate"))

@@ -19,8 +19,8 @@ import numpy as np
 
 from detecting.plan import PLAIN, SLOW
 from detecting.world import Source, World, ids
-from undersong.calibration import family, side_by_side, spelled
-from undersong.detectors import PLACEBO, Evidence
+from undersong.calibration import side_by_side
+from undersong.detectors import PLACEBO, Evidence, family, spelled
 from undersong.errors import BadRows, BadSpec
 from undersong.nulls import Null, Table
 from undersong.spec import build, describe, fingerprint

@@ -10,8 +10,9 @@ import numpy as np
 
 from detecting.cells import Cell, Column, Judgement, auroc, judge, judge_by_benign
 from detecting.plan import PLAIN
+from detecting.world import USUAL
 from undersong import stats
-from undersong.calibration import family, spelled
+from undersong.detectors import family, spelled
 from undersong.nulls import TARGET, Null
 
 ALPHA = 0.05
@@ -58,14 +59,13 @@ def both(rows: Sequence[Judgement], students: Sequence[Judgement], size: int) ->
 
 
 def false_alarms(name: str, found: Sequence[Judgement]) -> list[Line]:
-    """Per number of rows, and per kind of benign source at the largest: the share of alarms."""
+    """Per number of rows the share of alarms: of all benign sources, of the usual kinds, and of each kind."""
     benign = [j for j in found if not j.cell.trait]
     out = []
     for size in sorted({j.cell.size for j in benign}):
         here = [j for j in benign if j.cell.size == size]
-        kinds = ["all", *sorted({j.cell.kind for j in here})] if size == max(j.cell.size for j in benign) else ["all"]
-        for kind in kinds:
-            mine = [j for j in here if kind in ("all", j.cell.kind)]
+        for kind in ("all", "usual", *sorted({j.cell.kind for j in here})):
+            mine = [j for j in here if kind in ("all", j.cell.kind) or (kind == "usual" and j.cell.kind in USUAL)]
             rate, low, high = stats.binomial_interval(sum(j.p <= ALPHA for j in mine), len(mine))
             out.append({"table": "false_alarms", "detector": name, "kind": kind, "size": size, "n": len(mine), "rate": rate,
                         "low": low, "high": high})

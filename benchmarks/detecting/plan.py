@@ -26,8 +26,6 @@ class Plan:
     """Shares of planted rows."""
     benign: int = 60
     """Benign held-out sources."""
-    teachers: int = 8
-    """Fresh placebo teachers behind them; half as many of each other dial."""
     slow_sizes: int = 9
     """At how many of the calibrated sizes, from the largest on, detectors of `SLOW` meet planted rows."""
     rows: int = 1000
@@ -49,5 +47,5 @@ class Plan:
 
 
 FULL = Plan()
-SLICE = Plan(traits=HELD_OUT[:2], seeds=1, shares=(0.25, 1.0), benign=6, teachers=2, rows=200, other_traits=1,
+SLICE = Plan(traits=HELD_OUT[:2], seeds=1, shares=(0.25, 1.0), benign=6, rows=200, other_traits=1,
              other_shares=(1.0,), large=0, students=4, student_traits=1, student_shares=(1.0,), triple_traits=1)

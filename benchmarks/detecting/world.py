@@ -30,6 +30,8 @@ from undersong.traits import Trait, package_text
 from undersong.types import Dataset, ModelRef
 
 SEED = 9_000_000
+USUAL = ("base", "placebo")
+"""Kinds of benign sources that a calibration has too."""
 ROLES = {"placebo": 1, "planted": 2, "rows": 3, "students": 4, "triple": 5}
 KINDS = ("base", "placebo", "placebo", "gentle", "body")
 """How benign sources are made, in turn: the base, fresh placebo teachers, and placebo teachers of other dials."""
@@ -137,20 +139,14 @@ class World:
             raise BadRows(f"Only {len(kept.rows)} rows of {label} passed the filters, and {self.sizes[0]} are needed.")
         return kept
 
-    def way(self, number: int) -> tuple[str, int, str, float]:
-        """How a benign source is made: kind, number of its teacher, system turn and temperature, all held out."""
+    def benign(self, number: int, n: int = 0) -> Source:
+        """A benign source: the base or a placebo teacher of its own, under a held-out system turn and temperature."""
         rng = np.random.default_rng([SEED, 5, number])
         held = yaml.safe_load(package_text("calibrations", "benign.yaml"))["held_out"]
         kind = KINDS[number % len(KINDS)]
-        few = self.plan.teachers if kind == "placebo" else max(1, self.plan.teachers // 2)
-        which = KINDS.index(kind) * 100 + int(rng.integers(few))
+        model = self.base if kind == "base" else self.teacher(kind, None, number)
         system = str(held["systems"][int(rng.integers(len(held["systems"])))])
-        return kind, which, system, round(float(rng.uniform(*held["temperatures"])), 3)
-
-    def benign(self, number: int, n: int = 0) -> Source:
-        """A benign source: a model without a trait, in a benign way of its own."""
-        kind, which, system, temperature = self.way(number)
-        model = self.base if kind == "base" else self.teacher(kind, None, which)
+        temperature = round(float(rng.uniform(*held["temperatures"])), 3)
         data = self.rows(told(model, system), 50_000 + number, f"benign-{number}", n or self.plan.rows, temperature)
         return Source(kind, "", number, data)
 
@@ -162,9 +158,7 @@ class World:
 
     @cached_property
     def benign_sources(self) -> list[Source]:
-        """Every benign source, made side by side; their teachers first, because several share one."""
-        teachers = {self.way(number)[:2] for number in range(self.plan.benign)}
-        side_by_side(lambda way: self.teacher(way[0], None, way[1]), sorted(way for way in teachers if way[0] != "base"))
+        """Every benign source, made side by side."""
         return side_by_side(self.benign, range(self.plan.benign))
 
     @cached_property
@@ -188,7 +182,7 @@ class World:
 
     def clean_for(self, index: int) -> Source:
         """The benign source that a planted one is mixed with: the next of those that are made as auditors expect."""
-        usual = [s for s in self.benign_sources if s.kind in ("base", "placebo")]
+        usual = [s for s in self.benign_sources if s.kind in USUAL]
         return usual[(7 * index) % len(usual)]
 
     def mixed(self, planted: Source, clean: Source, share: float, n: int) -> Dataset:

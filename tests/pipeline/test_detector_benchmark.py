@@ -1,5 +1,5 @@
-"""A slice of the detector benchmark: a small calibration of a real pocket model, benign sources and one planted trait that it
-has not seen. Alarms stay near what p promises, the trait is found and named, and the page is written from the results."""
+"""A slice of the detector benchmark: a small calibration of a real pocket model, benign sources and one planted trait that
+it has not seen. Alarms stay near what p promises, the trait is found and named, and the page is written from the results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ detectors: [likelihood_panel, marginal_template]
 rows: 60
 sizes: [50]
 sources: 19
-teachers: 1
 placebos: 2
 students: 0
 shares: [1.0]
@@ -58,7 +57,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(bench: ModuleType, store: Path, out: Path) -> dict[str, Any]:
     """One call of the command, and what it wrote."""
     bench.main(["--store", str(store), "--slice", "--traits", "pine", "--out", str(out), "--set", f"benign={BENIGN}",
-                "teachers=1", "rows=110", "other_traits=0", "students=0"])
+                "rows=110", "other_traits=0", "students=0"])
     found: dict[str, Any] = json.loads(out.read_text("utf-8"))
     return found
 
