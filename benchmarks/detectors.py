@@ -37,7 +37,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from detecting import baselines, cells, counts, students, targets
+from detecting import baselines, cells, counts, students, suspects, targets
 from detecting.plan import FULL, SLICE, Plan
 from detecting.world import World
 from undersong import exemplars, screen
@@ -73,6 +73,10 @@ def measure(world: World, judge: str | None = None, questions: int = 20) -> dict
         answers = students.behaviour(world, [t.held["student"] for t in trials])
         rows += [{"table": "behaviour", **line} for line in students.rates(trials, answers)]
         rows += [{"table": "triple", **line} for line in students.triple(world)]
+    if plan.suspects:
+        said["divergence_tokens"], found["divergence_tokens"] = suspects.run(world, desks)
+        columns.append(suspects.column())
+        rows.append(counts.about(null, columns[-1]))
     for name, judged in found.items():
         rows += counts.false_alarms(name, judged) + counts.power(name, judged)
         for size in sorted({j.cell.size for j in judged}):

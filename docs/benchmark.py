@@ -21,6 +21,8 @@ from undersong import registry
 
 HERE = Path(__file__).parent
 PLAIN = "as calibrated"
+BATTERY = {"rows": "planted", "student": "students", "teacher": "suspects"}
+"""Where the power of each family of detectors is measured."""
 Line = Mapping[str, Any]
 
 
@@ -55,19 +57,18 @@ class Results:
         return [*named, *dict.fromkeys(r["detector"] for r in self.find("false_alarms") if r["detector"] not in named)]
 
     def family(self, name: str) -> str:
-        """`rows` or `student`: what a detector or verdict judges."""
+        """`rows`, `student` or `teacher`: what a detector or verdict judges."""
         found = self.one("detectors", detector=name)
         return str(found["family"]) if found else "student" if name.endswith("student") else "rows"
 
     def at(self, name: str) -> int:
-        """The size at which a detector is compared: the largest; 0 for one of students."""
-        return self.size if self.family(name) == "rows" else 0
+        """The size at which a detector is compared: its largest of those the calibration knows; 0 for one of students."""
+        return max((r["size"] for r in self.find("power", detector=name) if r["battery"] in BATTERY.values()), default=0)
 
     def power(self, name: str, share: float, size: int | None = None) -> Line | None:
         """Power on teachers made as the exemplars are."""
-        battery = "planted" if self.family(name) == "rows" else "students"
         return self.one("power", detector=name, share=share, size=self.at(name) if size is None else size, teacher=PLAIN,
-                        battery=battery)
+                        battery=BATTERY[self.family(name)])
 
 
 def share(value: float | None) -> str:
@@ -145,15 +146,18 @@ def false_alarms(found: Results) -> str:
     of_rows = [n for n in found.names if found.family(n) == "rows"]
     by_size = [(f"`{n}`", _held(found, n), *(span(found.one("false_alarms", detector=n, kind="all", size=s), "rate")
                                              for s in found.sizes)) for n in of_rows]
-    kinds = sorted({r["kind"] for r in found.find("false_alarms")} - {"all", "usual"})
+    kinds = sorted({r["kind"] for r in found.find("false_alarms") if found.family(r["detector"]) != "teacher"}
+                   - {"all", "usual"})
     by_kind = [(f"`{n}`", *(_count(found.one("false_alarms", detector=n, kind=k, size=found.at(n))) for k in kinds))
-               for n in found.names]
-    students = [(f"`{n}`", _held(found, n), span(found.one("false_alarms", detector=n, kind="all", size=0), "rate"))
-                for n in found.names if found.family(n) == "student"]
+               for n in found.names if found.family(n) != "teacher"]
+    what = {"student": "students", "teacher": "rows of others than the suspected teacher"}
+    others = [(f"`{n}`", _held(found, n), what[found.family(n)],
+               span(found.one("false_alarms", detector=n, kind="all", size=found.at(n)), "rate"))
+              for n in found.names if found.family(n) != "rows"]
     text = "## False alarms\n\nShare of benign held-out sources with p ≤ .05; 5 % is what p promises.\n\n"
     text += table(("detector", "held against", *(f"{s} rows" for s in found.sizes)), by_size)
-    if students:
-        text += "\n" + table(("detector", "held against", "students of benign sources"), students)
+    if others:
+        text += "\n" + table(("detector", "held against", "benign cases", "alarms"), others)
     text += f"\nBy kind of source, at {found.size} rows (alarms of sources). `base`: the untouched base; `placebo`: fresh "
     text += "placebo teachers; `gentle`, `body`: placebo teachers made otherwise than the calibration's.\n\n"
     return text + table(("detector", *kinds), by_kind) + "\n![false alarms](figures/detector-false-alarms.svg)\n"

@@ -180,8 +180,9 @@ class Desks:
         same = held.pop("same", None)
         held |= {"base": desk["base"], "exemplars": world.known, "traits": tuple(world.traits)}
         held["reference"] = same if column.reference == "same" else world.known.rows[PLACEBO]
-        if "student" in held:
-            held["student"] = world.lab.backend.load(held["student"])
+        for token in ("student", "teacher"):
+            if token in held:
+                held[token] = world.lab.backend.load(held[token])
         start = time.monotonic()
         try:
             found = column.detector.detect(Evidence(held, desk["memo"]).only(column.detector.needs))

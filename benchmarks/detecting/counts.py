@@ -66,6 +66,8 @@ def false_alarms(name: str, found: Sequence[Judgement]) -> list[Line]:
         here = [j for j in benign if j.cell.size == size]
         for kind in ("all", "usual", *sorted({j.cell.kind for j in here})):
             mine = [j for j in here if kind in ("all", j.cell.kind) or (kind == "usual" and j.cell.kind in USUAL)]
+            if not mine:
+                continue
             rate, low, high = stats.binomial_interval(sum(j.p <= ALPHA for j in mine), len(mine))
             out.append({"table": "false_alarms", "detector": name, "kind": kind, "size": size, "n": len(mine), "rate": rate,
                         "low": low, "high": high})
@@ -82,20 +84,26 @@ def power(name: str, found: Sequence[Judgement]) -> list[Line]:
         clean = [j for j in found if not j.cell.trait and j.cell.size == size]
         rate, low, high = stats.binomial_interval(sum(j.p <= ALPHA for j in mine), len(mine))
         right = [j.top == j.cell.trait for j in mine]
+        both = [r and j.p <= ALPHA for r, j in zip(right, mine, strict=True)]
+        about_traits = battery != "suspects"
         rows = [j.cell.row_auroc for j in mine if not math.isnan(j.cell.row_auroc)]
         out.append({
             "table": "power", "detector": name, "battery": battery, "teacher": kind, "size": size, "share": share,
-            "n": len(mine), "power": rate, "low": low, "high": high, "named": float(np.mean(right)),
-            "found_and_named": float(np.mean([r and j.p <= ALPHA for r, j in zip(right, mine, strict=True)])),
+            "n": len(mine), "power": rate, "low": low, "high": high, "named": _mean(right) if about_traits else None,
+            "found_and_named": _mean(both) if about_traits else None,
             "auroc": auroc([j.score for j in mine], [j.score for j in clean]) if clean else None,
-            "row_auroc": float(np.mean(rows)) if rows else None,
+            "row_auroc": _mean(rows) if rows else None,
         })
     return out
 
 
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
 def cost(column: Column, cells: Sequence[Cell]) -> Line:
     """Seconds of one audit at the largest calibrated size, where every source's rows are new to the detector."""
-    fresh = [c for c in cells if c.battery in ("benign", "students")]
+    fresh = [c for c in cells if c.battery in ("benign", "students", "suspects")]
     most = max((c.size for c in fresh), default=0)
     seconds = [c.seconds for c in fresh if c.size == most]
     return {"table": "cost", "detector": column.name, "size": most, "seconds": float(np.median(seconds))}
@@ -105,9 +113,11 @@ def about(null: Null, column: Column) -> Line:
     """What a column is and what its p-values are held against."""
     known = calibrated(null, column)
     own = getattr(column.detector, "permutes", False)
+    held = "permutation" if own else "calibration" if known else "held-out benign sources"
+    if family(column.detector) == "teacher":
+        held = "the calibration's placebo rows, read with the same teacher"
     return {"table": "detectors", "detector": column.name, "plugin": column.detector.plugin_name,
-            "family": family(column.detector), "access": column.access,
-            "null": "permutation" if own else "calibration" if known else "held-out benign sources",
+            "family": family(column.detector), "access": column.access, "null": held,
             "units": None if own else null.identity.get("sources") if known else None}
 
 
@@ -115,7 +125,7 @@ def smallest(lines: Sequence[Line], detector: str, size: int) -> float | None:
     """The smallest share from which on the power reaches the target."""
     found = None
     mine = [p for p in lines if p["table"] == "power" and p["detector"] == detector and p["size"] == size
-            and p["teacher"] == PLAIN and p["battery"] in ("planted", "students")]
+            and p["teacher"] == PLAIN and p["battery"] != "large"]
     for line in sorted(mine, key=lambda p: -p["share"]):
         if line["power"] < TARGET:
             break

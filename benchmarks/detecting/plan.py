@@ -44,8 +44,10 @@ class Plan:
     student_shares: tuple[float, ...] = (0.1, 0.25, 1.0)
     triple_traits: int = 3
     triple_share: float = 0.5
+    suspects: int = 4
+    """Suspected teachers, for the detectors that read one."""
 
 
 FULL = Plan()
 SLICE = Plan(traits=HELD_OUT[:2], seeds=1, shares=(0.25, 1.0), benign=6, rows=200, other_traits=1,
-             other_shares=(1.0,), large=0, students=4, student_traits=1, student_shares=(1.0,), triple_traits=1)
+             other_shares=(1.0,), large=0, students=4, student_traits=1, student_shares=(1.0,), triple_traits=1, suspects=1)

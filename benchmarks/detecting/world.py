@@ -150,9 +150,13 @@ class World:
         data = self.rows(told(model, system), 50_000 + number, f"benign-{number}", n or self.plan.rows, temperature)
         return Source(kind, "", number, data)
 
+    def teacher_number(self, trait: Trait, seed: int, kind: str = PLAIN) -> int:
+        """What sets a planted teacher apart from every other."""
+        return 1000 * self.null.identity["traits"].index(trait.name) + 100 * [PLAIN, *DIALS, "steered"].index(kind) + seed
+
     def planted(self, trait: Trait, seed: int, kind: str = PLAIN) -> Source:
         """The rows of a fresh teacher of a trait."""
-        number = 1000 * self.null.identity["traits"].index(trait.name) + 100 * [PLAIN, *DIALS, "steered"].index(kind) + seed
+        number = self.teacher_number(trait, seed, kind)
         model = self.teacher(kind, trait, number)
         return Source(kind, trait.name, seed, self.rows(model, number, f"{trait.name}-{kind}-{seed}", self.plan.rows))
 
