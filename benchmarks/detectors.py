@@ -32,7 +32,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,16 @@ def calibration(given: Path | None, store: Any, base: str) -> Path:
     raise BadSpec(f"There is no calibration of {base}. Make one with `undersong calibrate`, or name one with --calibration.")
 
 
+def written(data: Mapping[str, Any]) -> str:
+    """Results as JSON with one row, and one case, to a line, so that versions can be compared."""
+    lists = {"rows": data["rows"], "cases": data["cases"]["rows"]}
+    marked = {**data, "rows": "@rows", "cases": {**data["cases"], "rows": "@cases"}}
+    text = json.dumps(marked, indent=1)
+    for name, rows in lists.items():
+        text = text.replace(f'"@{name}"', "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]")
+    return text + "\n"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, write the results and print the targets."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
@@ -126,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = {key: world.null.identity.get(key) for key in kept}
     whole = {"format": 1, "command": "python benchmarks/detectors.py " + shlex.join(argv or sys.argv[1:]), "date": now(),
              "environment": environment(), "calibration": known, "plan": asdict(plan), **found}
-    args.out.write_text(json.dumps(whole, indent=0).replace(",\n", ", ").replace("}, {", "},\n{") + "\n", "utf-8")
+    args.out.write_text(written(whole), "utf-8")
     print("\n".join(targets.told(found["rows"])))
 
 

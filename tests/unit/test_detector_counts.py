@@ -144,3 +144,15 @@ def test_targets_are_met_or_missed_as_measured() -> None:
     assert loud[0]["met"] is False
     assert "over: likelihood_panel" in loud[0]["measured"]
     assert targets.told(loud)[0].startswith("MISSED")
+
+
+def test_results_are_written_a_row_to_a_line() -> None:
+    import json
+
+    import detectors as command
+
+    rows = [{"table": "x", "n": 1}, {"table": "y", "n": None}]
+    data = {"date": "now", "rows": rows, "cases": {"columns": ["a"], "rows": [[1]]}}
+    text = command.written(data)
+    assert json.loads(text) == data
+    assert '\n{"table": "y", "n": null}\n' in text
