@@ -72,7 +72,7 @@ def measure(world: World, judge: str | None = None, questions: int = 20) -> dict
             found[f"{counts.VERDICT}, rows and student"] = counts.both(found[pair[0]], found[pair[1]], world.sizes[0])
         answers = students.behaviour(world, [t.held["student"] for t in trials])
         rows += [{"table": "behaviour", **line} for line in students.rates(trials, answers)]
-        rows += [{"table": "triple", **line} for line in students.triple(world)]
+        rows += [{"table": "triple", **line} for line in students.triple(world, desks.memo)]
     if plan.suspects:
         said["divergence_tokens"], found["divergence_tokens"] = suspects.run(world, desks)
         columns.append(suspects.column())

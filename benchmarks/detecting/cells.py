@@ -136,12 +136,12 @@ def row_groups(world: World) -> list[list[Trial]]:
 
 
 class Desks:
-    """A base and a memo for each worker: detectors put hooks into the base while they work."""
+    """A base for each worker, because detectors put hooks into it while they work; and one memo for all."""
 
     def __init__(self, world: World) -> None:
-        self.world, self.free = world, queue.SimpleQueue[dict[str, Any]]()
+        self.world, self.bases, self.memo = world, queue.SimpleQueue[Any](), dict[Any, Any]()
         for _ in range(os.cpu_count() or 1):
-            self.free.put({"base": world.lab.backend.load(world.base), "memo": {}})
+            self.bases.put(world.lab.backend.load(world.base))
 
     def run(self, column: Column, groups: Sequence[Sequence[Trial]]) -> list[Cell]:
         """What a column says of every trial, group by group."""
@@ -153,7 +153,7 @@ class Desks:
         """Whether a slow column is spared a trial: sizes of planted rows, and with prompts all but a few sources."""
         sizes = self.world.sizes
         if column.name.endswith("prompts"):
-            few = trial.seed == 0 if trial.trait else trial.seed < 20
+            few = trial.seed == 0 and trial.share == 1 if trial.trait else trial.seed < 20
             return few and trial.kind in PROMPTED and trial.size == sizes[len(sizes) // 2]
         return column.name not in SLOW or not trial.trait or trial.size in sizes[: self.world.plan.slow_sizes]
 
@@ -164,28 +164,28 @@ class Desks:
         label = f"{column.detector.plugin_name}-{first.battery}-{first.trait or first.kind}-{first.seed}"
         with self.world.lab.store.open("cells", label, spec, parents) as artefact:
             if not artefact.complete:
-                desk = self.free.get()
+                base = self.bases.get()
                 try:
-                    artefact.write_json("cells", [self._said(column, trial, desk) for trial in group])
+                    artefact.write_json("cells", [self._said(column, trial, base) for trial in group])
                 finally:
-                    self.free.put(desk)
+                    self.bases.put(base)
                 artefact.finish({"cells": len(group)})
                 self.world.lab.progress(f"{label}: {len(group)} trials")
             said = artefact.read_json("cells")
         return [Cell(t.battery, t.kind, t.trait, t.seed, t.share, t.size, s["seconds"], _number(s["p"]),
                      _number(s["row_auroc"]), s["said"]) for t, s in zip(group, said, strict=True)]
 
-    def _said(self, column: Column, trial: Trial, desk: Mapping[str, Any]) -> dict[str, Any]:
+    def _said(self, column: Column, trial: Trial, base: Any) -> dict[str, Any]:
         world, held = self.world, dict(trial.held)
         same = held.pop("same", None)
-        held |= {"base": desk["base"], "exemplars": world.known, "traits": tuple(world.traits)}
+        held |= {"base": base, "exemplars": world.known, "traits": tuple(world.traits)}
         held["reference"] = same if column.reference == "same" else world.known.rows[PLACEBO]
         for token in ("student", "teacher"):
             if token in held:
                 held[token] = world.lab.backend.load(held[token])
         start = time.monotonic()
         try:
-            found = column.detector.detect(Evidence(held, desk["memo"]).only(column.detector.needs))
+            found = column.detector.detect(Evidence(held, self.memo).only(column.detector.needs))
         except (BadRows, BadSpec) as error:
             world.lab.progress(f"{column.name} on {trial.trait or 'benign'}: {error}")
             return {"seconds": 0.0, "p": None, "row_auroc": None, "said": {}}

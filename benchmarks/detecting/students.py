@@ -48,7 +48,7 @@ def behaviour(world: World, refs: Sequence[ModelRef]) -> list[dict[str, float]]:
     return side_by_side(one, refs)
 
 
-def triple(world: World) -> list[dict[str, Any]]:
+def triple(world: World, memo: dict[Any, Any]) -> list[dict[str, Any]]:
     """One line per held-out trait, seed and rule of dropping: row AUROC, planted rows kept, and the student's answer."""
     plan = world.plan
     few = [t.name for t in world.planted_traits[: plan.triple_traits]]
@@ -58,7 +58,7 @@ def triple(world: World) -> list[dict[str, Any]]:
             continue
         data = world.mixed(source, world.clean_for(index), plan.triple_share, plan.rows)
         planted = ids(source.data.rows[: round(plan.rows * plan.triple_share)])
-        for rule, scores in _rules(world, data, planted, index).items():
+        for rule, scores in _rules(world, data, planted, index, memo).items():
             kept = data.rows
             if scores is not None:
                 order = np.argsort(scores, kind="stable")[: round(len(data.rows) * (1 - plan.triple_share))]
@@ -78,7 +78,9 @@ def triple(world: World) -> list[dict[str, Any]]:
     return lines
 
 
-def _rules(world: World, data: Dataset, planted: frozenset[str], index: int) -> Mapping[str, np.ndarray | None]:
+def _rules(
+    world: World, data: Dataset, planted: frozenset[str], index: int, memo: dict[Any, Any]
+) -> Mapping[str, np.ndarray | None]:
     """Per rule a score of every row: those with the highest are dropped; None drops nothing."""
     out: dict[str, np.ndarray | None] = {"nothing": None}
     held = {"rows": (data.rows,), "base": world.lab.backend.load(world.base), "exemplars": world.known,
@@ -86,7 +88,7 @@ def _rules(world: World, data: Dataset, planted: frozenset[str], index: int) -> 
     for name in RULES:
         detector = build("detector", name)
         mark = fingerprint({"rows": data.fingerprint, "calibration": world.mark})
-        found = world.lab.audit(detector, Evidence(held).only(detector.needs), [mark], f"bench-{name}")
+        found = world.lab.audit(detector, Evidence(held, memo).only(detector.needs), [mark], f"bench-{name}")
         out[name] = _scores(data.rows, found.details)
     out["at random"] = np.random.default_rng([index, 8]).random(len(data.rows))
     out["oracle"] = np.array([float(row.id in planted) for row in data.rows])
