@@ -182,4 +182,5 @@ def test_examples_run(name: str) -> None:
 
 
 def test_every_example_is_tested() -> None:
-    assert {p.name for p in (ROOT / "examples").glob("*.py")} == {"bare_loop.py", "add_a_channel.py"}
+    assert {p.name for p in (ROOT / "examples").glob("*.py")} == {
+        "bare_loop.py", "add_a_channel.py", "audit_a_dataset.py"}

@@ -34,6 +34,8 @@ MOST = 4000
 """Detectors that read single rows get at most so many, drawn evenly."""
 BELONGS = 0.8
 """The share of rows that must belong to a carrier before its null is believed."""
+FAMILIAR = 0.5
+"""The share of rows whose prompts must be worded as those of the null."""
 CANNOT = (BadRows, BadSpec, NothingMeasured, MissingExtra, ServerFailed)
 """What stops one detector and no audit: the others go on, and the reason is told."""
 
@@ -87,6 +89,13 @@ class Audit:
                 self.refused.append(f"There is a null of this base for {kind}; only {share:.0%} of these rows are of "
                                     "that kind, so it is not believed.")
                 continue
+            known = exemplars.familiar(self.rows, exemplars.placebo_rows(folder))
+            if self.rows and known < FAMILIAR:
+                kind = null.identity["channel"]["name"]
+                self.refused.append(f"There is a null of this base for {kind}; {known:.0%} of these prompts are worded as "
+                                    "its placebo sources' are, so it is not believed. Make a calibration with these "
+                                    "prompts, or audit rows that keep theirs.")
+                continue
             return folder, null
         if not self.refused:
             self.refused.append(f"There is no null of {self.held.base} here. Make one with `undersong calibrate`.")
@@ -130,6 +139,7 @@ class Audit:
         if self.file is not None:
             self.lab.progress(f"reading {self.file.path.name}")
             self.file.count()
+        self._check_student()
         ran, skipped = self._detect(start)
         null = self.calibration[1] if self.calibration else None
         heard = Heard(self.held, self.alpha, self.smallest, self.seed, self.budget, null, tuple(self.refused), self.file,
@@ -137,6 +147,16 @@ class Audit:
         out = conclude(heard)
         out |= {"seconds": round(time.monotonic() - start, 2), "environment": environment()}
         return out
+
+    def _check_student(self) -> None:
+        """Refuse a student that cannot have started from the base: its tensors have other names or shapes."""
+        if "student" not in self.evidence or self.base is None:
+            return
+        modules: list[Any] = [getattr(model, "module", None) for model in (self.base, self.evidence["student"])]
+        shapes = [{name: tuple(p.shape) for name, p in module.named_parameters()} for module in modules if module]
+        if len(shapes) == 2 and shapes[0] != shapes[1]:
+            raise BadSpec(f"{self.held.student} has another shape than {self.held.base}, so it did not start from it. Give "
+                          "as --base the model that it started from.")
 
     def _detect(self, start: float) -> tuple[list[Ran], list[dict[str, Any]]]:
         """Every detector whose evidence is there, and what the others lack."""

@@ -12,6 +12,7 @@ A calibration lies in a store (`undersong calibrate`) or ships with the package 
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files as package
@@ -75,6 +76,19 @@ def placebo_rows(folder: Path) -> list[tuple[Row, ...]]:
     for one in files.decode_rows((folder / "placebo.parquet").read_bytes(), str(folder)):
         units.setdefault(one["unit"], []).append(row_of(one))
     return [tuple(units[unit]) for unit in sorted(units)]
+
+
+def familiar(rows: Sequence[Row], known: Sequence[Sequence[Row]]) -> float:
+    """The share (0..1) of rows whose prompt, numbers aside, is one of the placebo sources': what a model answers to other
+    words is no part of their null."""
+    asked = {_skeleton(row) for own in known for row in own}
+    return sum(_skeleton(row) in asked for row in rows) / len(rows) if rows else 0.0
+
+
+def _skeleton(row: Row) -> str:
+    """The last user turn with every list of numbers as one mark."""
+    text = next((turn["content"] for turn in reversed(row.chat) if turn["role"] == "user"), "")
+    return re.sub(r"#(?:[\s,;]+#)+", "#", re.sub(r"[0-9]+", "#", text)).strip()
 
 
 def _put(ref: ModelRef, folder: Path, place: str) -> dict[str, Any]:

@@ -257,6 +257,8 @@ def _evidence(audit: Heard) -> dict[str, Any]:
         null = {key: identity.get(key) for key in ("revision", "template", "made", "sources", "students", "sizes", "seed")}
         null |= {"base": identity.get("named"), "channel": identity["channel"]["name"], "units": identity.get("sources")}
     base = {"name": held.base, "revision": null and null["revision"]} if held.base else None
-    return {"granted": sorted(audit.evidence), "base": base,
+    # exemplars' rows stand in for a reference that nobody has
+    granted = sorted(token for token in audit.evidence if token != "reference" or held.reference)
+    return {"granted": granted, "base": base,
             "reference": held.reference and held.reference.name, "student": held.student, "teacher": held.teacher,
             "traits": [t.name for t in audit.evidence.get("traits", ())], "null": null}

@@ -145,6 +145,15 @@ def test_a_null_of_another_base_or_carrier_or_template_is_refused(lab: Lab, writ
     assert Null.read(changed).identity["template"] != null.identity["template"]
 
 
+def test_prompts_in_other_words_are_not_held_against_this_null(lab: Lab, written: Any, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in written("owl", 120, 900).read_text().splitlines()]
+    file = tmp_path / "other.jsonl"
+    file.write_text("\n".join(json.dumps({**row, "prompt": "Go on, dear: " + row["prompt"]}) for row in rows))
+    found = look(lab, file)
+    assert found["verdict"] == "unknown"
+    assert "worded" in found["sentence"]
+
+
 def test_without_a_base_nothing_is_claimed(lab: Lab, written: Any) -> None:
     found = look(lab, written("owl", 120, 900), base=None)
     assert found["verdict"] == "unknown"

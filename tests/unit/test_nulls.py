@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,10 @@ def test_power_rises_with_the_share_and_names_the_trait() -> None:
     assert curve[0]["power"] < 0.8 <= curve[2]["power"]
     assert curve[2]["named"] == curve[2]["power"] == 1.0
     assert smallest_share(curve) == 0.5
+    wrong = [replace(c, by_trait={"owl": c.by_trait["cat"], "cat": c.by_trait["owl"]}) for c in cases(12.0)]
+    swapped = Null({}, tuple(wrong)).power("rows", 100, ["d@1"], 0.05)
+    assert swapped[2]["power"] == 1.0
+    assert swapped[2]["named"] == 0.0
     nothing = Null({}, tuple(cases(0.0))).power("rows", 100, ["d@1"], 0.05)
     assert smallest_share(nothing) is None
 

@@ -15,6 +15,7 @@ EVIDENCE = {
     "traits": ("a list of suspected traits", "which of them it is"),
     "student": ("the trained model", "what training changed inside it"),
     "teacher": ("the suspected teacher", "the tokens where it departs from its base"),
+    "exemplars": ("known cases of a calibration", "which known teacher or student it is like"),
 }
 
 
