@@ -142,8 +142,10 @@ def test_figures_are_drawn_from_the_results(benchmark: ModuleType, tmp_path: Pat
     mine = {p["share"]: p["power"] for p in points if p["name"] == "likelihood_panel"}
     assert mine == {0.0: 0.04, 0.1: 0.4, 1.0: 0.98}
     assert "AUROC 0.93" in (tmp_path / "triple.svg").read_text("utf-8")
-    named = {p["name"]: p["power"] for p in drawn["students"].spec["data"]["values"]}
-    assert named == {"amplify": 0.12, "behaviour": 0.5}
+    named = {(p["name"], p["share"]): p["power"] for p in drawn["students"].spec["data"]["values"]}
+    assert named == {("amplify", 0.0): 0.04, ("amplify", 0.1): 0.12, ("behaviour, asked about the trait", 0.1): 0.5}
+    held = {p["name"]: p["held"] for p in drawn["false-alarms"].spec["data"]["values"]}
+    assert held == {"likelihood_panel": "calibration", "marginals, same source": "permutation", "amplify": "calibration"}
 
 
 @pytest.mark.parametrize("name", registry.names("detector"))
