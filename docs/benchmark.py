@@ -100,8 +100,9 @@ Everything is measured on what no calibration has seen: {len(plan['traits'])} he
 ({', '.join(plan['traits'])}) with {plan['seeds']} fresh teachers each, and {plan['benign']} benign sources under held-out
 system turns and temperatures: the base, fresh placebo teachers, and placebo teachers made in other ways. The calibration is
 that of `{known['named']}` ({known['sources']} placebo sources, {known['students']} placebo students, made
-{str(known['made'])[:10]}). Teachers of the held-out *traits* are among the exemplars; the teachers, seeds and rows here are
-not. Intervals are Clopper-Pearson, 95 %. An alarm is p ≤ .05.
+{str(known['made'] or 'unfinished')[:10]}). Teachers of the held-out *traits* are among the exemplars; the teachers, seeds and rows here are
+not. Intervals are Clopper-Pearson, 95 %. An alarm is p ≤ .05; with 99 placebo cases p cannot be below .01. A figure that was
+not measured is a dash.
 """
 
 

@@ -254,7 +254,7 @@ def judge_by_benign(cells: Sequence[Cell]) -> list[Judgement]:
     """The same without a calibration: against the benchmark's own benign sources, a benign one against the others."""
     out = []
     for cell in cells:
-        benign = [c for c in cells if c.battery == "benign" and c.size == cell.size and c is not cell and c.said]
+        benign = [c for c in cells if not c.trait and c.size == cell.size and c is not cell and c.said]
         if not cell.said or not benign:
             continue
         keys = sorted(cell.said)

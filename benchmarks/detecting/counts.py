@@ -17,6 +17,8 @@ from undersong.nulls import TARGET, Null
 
 ALPHA = 0.05
 VERDICT = "verdict"
+FEWEST = 4
+"""With fewer benign sources there is no AUROC."""
 Line = dict[str, Any]
 
 
@@ -86,12 +88,12 @@ def power(name: str, found: Sequence[Judgement]) -> list[Line]:
         right = [j.top == j.cell.trait for j in mine]
         both = [r and j.p <= ALPHA for r, j in zip(right, mine, strict=True)]
         about_traits = battery != "suspects"
-        rows = [j.cell.row_auroc for j in mine if not math.isnan(j.cell.row_auroc)]
+        rows = [j.cell.row_auroc for j in mine if not (math.isnan(j.cell.row_auroc) or name.startswith(VERDICT))]
         out.append({
             "table": "power", "detector": name, "battery": battery, "teacher": kind, "size": size, "share": share,
             "n": len(mine), "power": rate, "low": low, "high": high, "named": _mean(right) if about_traits else None,
             "found_and_named": _mean(both) if about_traits else None,
-            "auroc": auroc([j.score for j in mine], [j.score for j in clean]) if clean else None,
+            "auroc": auroc([j.score for j in mine], [j.score for j in clean]) if len(clean) >= FEWEST else None,
             "row_auroc": _mean(rows) if rows else None,
         })
     return out

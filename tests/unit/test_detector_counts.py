@@ -60,7 +60,7 @@ def test_a_planted_set_is_found_and_named_and_a_benign_one_is_not() -> None:
     assert clean.p > 0.05
     assert (found.p, found.top, found.own) == (1 / 40, "owl", 9.0)
     assert (wrong.p, wrong.top) == (1 / 40, "cat")
-    lines = {line["share"]: line for line in counts.power("bag_of_k", [clean, found, wrong])}
+    lines = {line["share"]: line for line in counts.power("bag_of_k", [*[clean] * 4, found, wrong])}
     assert (lines[1.0]["power"], lines[1.0]["named"], lines[1.0]["found_and_named"], lines[1.0]["auroc"]) == (1, 1, 1, 1)
     assert (lines[0.1]["power"], lines[0.1]["named"], lines[0.1]["found_and_named"]) == (1, 0, 0)
 
@@ -78,6 +78,7 @@ def test_the_verdict_joins_detectors_on_the_trials_that_all_have_seen() -> None:
 def test_without_a_calibration_a_benign_source_is_held_against_the_others() -> None:
     benign = [replace(CLEAN, seed=i, said={"owl": float(i % 5), "cat": float(i % 3)}) for i in range(19)]
     loud = replace(CLEAN, seed=19, said={"owl": 50.0, "cat": 0.0})
+    benign[0] = replace(benign[0], battery="students")
     judged = cells.judge_by_benign([*benign, loud, planted(1.0, 60.0)])
     assert len(judged) == 21
     assert judged[19].p == 1 / 20  # 19 others, and itself
