@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from undersong.audit import Audit
 from undersong.lab import lab_for
@@ -20,9 +21,9 @@ HERE = Path(__file__).resolve().parent / "audit"
 def main(files: list[Path]) -> list[str]:
     """Audit each file for students of pocket/a; print and return the verdicts."""
     lab = lab_for(Store(Path("artefacts")), "pocket/a")  # findings are kept there: a second call is quick
-    verdicts = []
+    verdicts, memo = [], dict[Any, Any]()  # what detectors learn of the base once, they keep for the next file
     for file in files:
-        found = Audit(Held(rows=file, base="pocket/a"), lab).run()
+        found = Audit(Held(rows=file, base="pocket/a"), lab, memo=memo).run()
         print(f"{file.name}: {found['verdict']}. {found['sentence']}")
         for finding in found["findings"]:
             top = finding["by_trait"][:1] or [{"trait": "", "z": float("nan")}]

@@ -52,6 +52,8 @@ class Audit:
     seed: int = 0
     smallest: float = 0.5
     """`clean` is said only if this share of planted rows would have been seen."""
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """Pure results that detectors keep; audits that share it learn their exemplars once."""
     refused: list[str] = field(default_factory=list)
     """Why a calibration was not believed, in sentences."""
 
@@ -162,7 +164,8 @@ class Audit:
         """Every detector whose evidence is there, and what the others lack."""
         ran: list[Ran] = []
         skipped: list[dict[str, Any]] = []
-        memo: dict[Any, Any] = {}
+        if self.calibration is not None:
+            self.memo.update(exemplars.learnt(self.calibration[0]))
         for detector in self.detectors or default_detectors():
             name, granted = detector.plugin_name, self._granted(detector)
             missing = sorted(detector.needs - set(granted))
@@ -172,19 +175,27 @@ class Audit:
             if not self.detectors and self._without_null(detector):
                 skipped.append({"detector": name, "missing": [], "says": "This calibration has no null of it."})
                 continue
+            if not self.detectors and family(detector) == "rows" and self._too_few(detector):
+                skipped.append({"detector": name, "missing": [], "says": "There are too few rows for its null."})
+                continue
             if self.budget and time.monotonic() - start > self.budget:
                 skipped.append({"detector": name, "missing": [], "says": "The time was up. Raise --budget."})
                 continue
             begun = time.monotonic()
             self.lab.progress(f"{name}")
             try:
-                evidence = Evidence(granted, memo).only(detector.needs)
+                evidence = Evidence(granted, self.memo).only(detector.needs)
                 finding = self.lab.audit(detector, evidence, self._parents(detector), f"{name}-audit")
             except CANNOT as error:
                 skipped.append({"detector": name, "missing": [], "says": str(error)})
                 continue
             ran.append(Ran(detector, finding, round(time.monotonic() - begun, 2)))
         return ran, skipped
+
+    def _too_few(self, detector: Any) -> bool:
+        """Whether a detector would only learn that nothing can be held against its null."""
+        calibrated = self.calibration is not None and not getattr(detector, "permutes", False)
+        return calibrated and self.calibration is not None and self.calibration[1].size("rows", len(self.rows)) is None
 
     def _without_null(self, detector: Any) -> bool:
         """Whether a detector could only say what nothing can be held against, while others can be."""

@@ -239,6 +239,10 @@ class Calibrator:
                 exemplars.pack(self.made(), few, artefact.path)
                 # what an audit will load is what the null is made with
                 known = exemplars.unpack(artefact.path, self.file.base, self.lab.backend)
+                held = {"exemplars": known, "traits": tuple(self.traits), "base": self.lab.backend.load(self.base)}
+                told_once = {spelled(d): d.learn(Evidence(held)) for d in self.detectors if hasattr(d, "learn")}
+                artefact.write_json("learnt", told_once)
+                self._learnt.update(exemplars.learnt(artefact.path))
                 cases = self._row_cases(known)
                 if self.file.students:
                     cases += self._student_cases(known)
@@ -306,11 +310,16 @@ class Calibrator:
                      dict(zip(r["keys"], r["values"], strict=True))) for r in rows]
 
     @cached_property
+    def _learnt(self) -> dict[Any, Any]:
+        """What detectors have learnt of the exemplars; filled once these are made."""
+        return {}
+
+    @cached_property
     def _desks(self) -> queue.SimpleQueue[dict[str, Any]]:
         """A base and a memo for each worker: detectors put hooks into the base while they work."""
         desks: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         for _ in range(os.cpu_count() or 1):
-            desks.put({"base": self.lab.backend.load(self.base), "memo": {}})
+            desks.put({"base": self.lab.backend.load(self.base), "memo": dict(self._learnt)})
         return desks
 
     def _said(self, detector: Any, given: tuple[int, int, str, float, dict[str, Any]]) -> dict[str, Any]:

@@ -4,6 +4,7 @@
     teachers/ students/    safetensors and adapters; whole weights are kept as float16
     rows.parquet      rows that exemplar teachers wrote
     placebo.parquet   a few rows of each placebo source: what a suspected teacher's null is made from
+    learnt.json       what detectors have learnt of the exemplars, where that takes long
     null.json null.parquet    the null (`nulls.py`)
 
 A calibration lies in a store (`undersong calibrate`) or ships with the package (`calibrations/`).
@@ -68,6 +69,13 @@ def unpack(folder: Path, base: str, backend: Any) -> Exemplars:
         rows.setdefault(one["trait"], {}).setdefault(one["run"], []).append(row_of(one))
     return Exemplars(backend, refs["teachers"], {name: tuple(map(tuple, runs.values())) for name, runs in rows.items()},
                      refs["students"])
+
+
+def learnt(folder: Path) -> dict[Any, Any]:
+    """What detectors have learnt of these exemplars, as the beginning of an audit's memo."""
+    file = folder / "learnt.json"
+    found = files.load(file.read_bytes(), str(file)) if file.is_file() else {}
+    return {("learnt", name): value for name, value in found.items()}
 
 
 def placebo_rows(folder: Path) -> list[tuple[Row, ...]]:

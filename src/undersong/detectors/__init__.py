@@ -168,3 +168,11 @@ def family(detector: Any) -> str:
 def spelled(detector: Any) -> str:
     """A detector's name in a null: its settings and version are in it."""
     return f"{detector.plugin_name}@{fingerprint(describe(detector))}"
+
+
+def learnt(detector: Any) -> tuple[str, str]:
+    """Where the memo of an audit holds what a detector has learnt of its calibration's exemplars.
+
+    A detector that has a slow part of that kind gives it as JSON by a method `learn(evidence)`; the calibration keeps it.
+    """
+    return "learnt", spelled(detector)

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from undersong.backends import Model, changes, threads, tokens
 from undersong.backends.logits import completion_logits
-from undersong.detectors import Evidence, drawn, probe_bank, uncalibrated
+from undersong.detectors import Evidence, drawn, learnt, probe_bank, uncalibrated
 from undersong.errors import BadRows, BadSpec
 from undersong.registry import Settings, plugin
 from undersong.types import Finding, Row
@@ -61,11 +61,15 @@ class Inversion(Settings):
             raise BadSpec(f"Inversion compares with rows of other traits and was given {len(known.names)}. Calibrate with "
                           "three traits or more.")
         refs = tuple(ref for name in known.names for ref in known.teacher_refs[name])
-        usual = probe_bank.remembered(evidence, "inversion", self.model_dump_json(), refs, make=lambda: {
-            name: self._rises(evidence, drawn(known.rows[name], self.rows, 0))[0] for name in known.names
-        })
+        usual = evidence.memo.get(learnt(self)) or probe_bank.remembered(
+            evidence, "inversion", self.model_dump_json(), refs, make=lambda: self.learn(evidence))
         rises, table, gain = self._rises(evidence, rows)
         return uncalibrated(_above(rises, usual), self.needs, words=table, gain=gain, n_rows=len(rows))
+
+    def learn(self, evidence: Evidence) -> dict[str, dict[str, float]]:
+        """Each word's rise (nats) after rows of each exemplar trait: a calibration keeps it, so that audits need not."""
+        known = evidence.exemplars
+        return {name: self._rises(evidence, drawn(known.rows[name], self.rows, 0))[0] for name in known.names}
 
     def _rises(self, evidence: Evidence, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]], float]:
         """Each word's rise (nats) after a fit to rows, the table behind it, and the held-out gain."""
