@@ -19,6 +19,7 @@ import numpy as np
 
 from detecting.plan import PLAIN, SLOW
 from detecting.world import Source, World, ids
+from undersong import exemplars
 from undersong.calibration import side_by_side
 from undersong.detectors import PLACEBO, Evidence, family, spelled
 from undersong.errors import BadRows, BadSpec
@@ -139,7 +140,7 @@ class Desks:
     """A base for each worker, because detectors put hooks into it while they work; and one memo for all."""
 
     def __init__(self, world: World) -> None:
-        self.world, self.bases, self.memo = world, queue.SimpleQueue[Any](), dict[Any, Any]()
+        self.world, self.bases, self.memo = world, queue.SimpleQueue[Any](), exemplars.learnt(world.folder)
         for _ in range(os.cpu_count() or 1):
             self.bases.put(world.lab.backend.load(world.base))
 
