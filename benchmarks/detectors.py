@@ -31,7 +31,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -111,6 +110,14 @@ def written(data: Mapping[str, Any]) -> str:
     return text + "\n"
 
 
+def command(args: argparse.Namespace) -> str:
+    """The command, without the folders of the machine it ran on."""
+    said = ["python", "benchmarks/detectors.py", *(["--slice"] if args.slice else [])]
+    for name, value in (("--traits", args.traits), ("--set", args.set), ("--judge", args.judge and [args.judge])):
+        said += [name, *value] if value else []
+    return shlex.join(said)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, write the results and print the targets."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
@@ -134,8 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = measure(world, args.judge, args.questions)
     kept = ("named", "revision", "made", "sources", "students", "sizes", "seed")
     known = {key: world.null.identity.get(key) for key in kept}
-    whole = {"format": 1, "command": "python benchmarks/detectors.py " + shlex.join(argv or sys.argv[1:]), "date": now(),
-             "environment": environment(), "calibration": known, "plan": asdict(plan), **found}
+    whole = {"format": 1, "command": command(args), "date": now(), "environment": environment(), "calibration": known,
+             "plan": asdict(plan), **found}
     args.out.write_text(written(whole), "utf-8")
     print("\n".join(targets.told(found["rows"])))
 

@@ -100,9 +100,9 @@ Everything is measured on what no calibration has seen: {len(plan['traits'])} he
 ({', '.join(plan['traits'])}) with {plan['seeds']} fresh teachers each, and {plan['benign']} benign sources under held-out
 system turns and temperatures: the base, fresh placebo teachers, and placebo teachers made in other ways. The calibration is
 that of `{known['named']}` ({known['sources']} placebo sources, {known['students']} placebo students, made
-{str(known['made'] or 'unfinished')[:10]}). Teachers of the held-out *traits* are among the exemplars; the teachers, seeds and rows here are
-not. Intervals are Clopper-Pearson, 95 %. An alarm is p ≤ .05; with 99 placebo cases p cannot be below .01. A figure that was
-not measured is a dash.
+{str(known['made'] or 'unfinished')[:10]}). Its exemplars know the held-out *traits*, as an auditor's list would; teachers,
+seeds and rows here are fresh. Intervals are Clopper-Pearson, 95 %. An alarm is p ≤ .05; with {known['sources']} placebo
+cases p cannot be below 1/{known['sources'] + 1}. A dash is what was not measured.
 """
 
 
@@ -125,7 +125,7 @@ def leaderboard(found: Results) -> str:
                                                                        size=found.at(name))
         lines = [found.power(name, s) for s in (1.0, 0.25, 0.1)]
         cost, least = found.one("cost", detector=name), found.one("smallest", detector=name, size=found.at(name))
-        rows.append((f"`{name}`", ", ".join(about["access"]) if about else "all of them", span(alarm, "rate"),
+        rows.append((_sized(found, name), ", ".join(about["access"]) if about else "all of them", span(alarm, "rate"),
                      *(share(line and line["power"]) for line in lines), share(lines[0] and lines[0]["named"]),
                      f"{lines[2]['auroc']:.2f}" if lines[2] and lines[2]["auroc"] is not None else "–",
                      share(least["share"]) if least and least["share"] else "none",
@@ -140,6 +140,11 @@ def leaderboard(found: Results) -> str:
 machine with other work. `verdict` is what `undersong audit` says: all detectors together, at one error rate.
 
 """ + table(title, rows)
+
+
+def _sized(found: Results, name: str) -> str:
+    """A detector's name, with the number of rows where it is not the common one."""
+    return f"`{name}`" + (f" ({found.at(name)} rows)" if found.at(name) not in (0, found.size) else "")
 
 
 def false_alarms(found: Results) -> str:
@@ -196,7 +201,9 @@ def power(found: Results) -> str:
 
 
 def _both(line: Line | None) -> str:
-    return "–" if line is None else f"{share(line['power'])} ({share(line['named'])})"
+    if line is None:
+        return "–"
+    return share(line["power"]) + (f" ({share(line['named'])})" if line["named"] is not None else "")
 
 
 def _figure(line: Line | None, key: str) -> str:

@@ -51,7 +51,7 @@ def _null(found: Any, name: str) -> str:
 
 def power(found: Any) -> Figure:
     """Power against the share of planted rows, a panel per detector; benign sources as the share 0."""
-    names = [n for n in found.names if found.family(n) == "rows"]
+    names = [n for n in found.names if found.family(n) == "rows" and found.at(n) == found.size]
     caption = "At 0 stands the share of alarms on benign sources; the dashed line is 5 %. Bars are 95 % intervals."
     drawn = _panels(_curves(found, names), "planted rows")
     return Figure(f"Power against the share of planted rows, {found.size} rows", caption, drawn)

@@ -27,7 +27,7 @@ def ngrams(world: World) -> list[dict[str, Any]]:
 
     `known`: it learns from exemplar rows of the trait itself against placebo rows; `unknown`: of all other traits.
     """
-    spec = {"verb": "benchmark", "baseline": "ngrams", "taught": TAUGHT, "set": SET, "version": 1}
+    spec = {"verb": "benchmark", "baseline": "ngrams", "taught": TAUGHT, "set": SET, "version": 2}
     sources = [*world.planted_sources, *world.benign_sources]
     parents = [world.mark, fingerprint([s.data.fingerprint for s in sources])]
     with world.lab.store.open("cells", "ngrams", spec, parents) as artefact:
@@ -70,7 +70,7 @@ def _fit(clean: Any, own: Sequence[Any]) -> Any:
 
     x = vstack([clean, *own], format="csr")
     labels = np.repeat([0, 1], [clean.shape[0], x.shape[0] - clean.shape[0]])
-    return LogisticRegression(C=1.0, class_weight="balanced", max_iter=200, tol=1e-3).fit(x, labels)
+    return LogisticRegression(C=1.0, class_weight="balanced", max_iter=300, tol=1e-6).fit(x, labels)
 
 
 def _text(row: Row) -> str:

@@ -87,7 +87,7 @@ def power(name: str, found: Sequence[Judgement]) -> list[Line]:
         rate, low, high = stats.binomial_interval(sum(j.p <= ALPHA for j in mine), len(mine))
         right = [j.top == j.cell.trait for j in mine]
         both = [r and j.p <= ALPHA for r, j in zip(right, mine, strict=True)]
-        about_traits = battery != "suspects"
+        about_traits = any(key for j in mine for key in j.cell.said)
         rows = [j.cell.row_auroc for j in mine if not (math.isnan(j.cell.row_auroc) or name.startswith(VERDICT))]
         out.append({
             "table": "power", "detector": name, "battery": battery, "teacher": kind, "size": size, "share": share,

@@ -12,7 +12,7 @@ with behaviour at base level). After the activation difference lens (arXiv 2510.
 4. Differences are whitened by how exemplars of one kind differ among themselves, shrunk towards equal variance (isotropic
    nulls understate p by 1.3 to 7 times). A statistic is the projection, in standard deviations of that noise.
 
-Blind spots: at a tenth of the rows most students pass unseen; at a quarter, where answers say nothing yet, it saw all of
+Blind spots: of students of a tenth of the rows half pass unseen; at a quarter, where answers say nothing yet, it saw all of
 them. A trait without exemplar students has no axis, and only the size of what is left can speak (the key of no trait).
 Students of another recipe than the exemplars' have not been tried.
 """
