@@ -187,8 +187,12 @@ def _reasons(audit: Heard, ran: Sequence[Ran], judged: Mapping[str, Judged], adj
 def _next(audit: Heard, verdict: str, families: Families) -> list[str]:
     held = set(audit.evidence)
     if verdict == "found":
-        out = ["Do not train on these rows a model that shares this base."] if "rows" in families else []
-        out.append("Compare with rows of the same source under other prompts; retest after dropping or rewriting rows.")
+        out = []
+        if "rows" in families:
+            out += ["Do not train on these rows a model that shares this base.",
+                    "Compare with rows of the same source under other prompts; retest after dropping or rewriting rows."]
+        if "student" in families:
+            out.append("Do not use this student, or its answers as training rows, before its rows have been audited.")
         return [*out, *([] if "student" in held else [SETTLES["student"]])]
     wanted = ("base", "exemplars", "student") if "base" in held else ("base", "student")
     out = [SETTLES[token] for token in wanted if token not in held]
