@@ -23,13 +23,17 @@ def against(rows: Sequence[Line], sizes: Sequence[int]) -> list[Line]:
 
     null = {r["detector"]: r["null"] for r in rows if r["table"] == "detectors"}
     alarms = [r for r in rows if r["table"] == "false_alarms" and r["kind"] == "all"]
-    mine = [r for r in alarms if null.get(r["detector"], "calibration") == "calibration"]
+    mine = [r for r in alarms if null.get(r["detector"]) not in ("permutation", "held-out benign sources")]
     worst = max(mine, key=lambda r: r["low"], default=None)
     if worst:
         over = sorted({r["detector"] for r in mine if r["low"] > 0.05})
         add("false alarms of every detector and of the verdict, p <= .05", "the 95 % interval covers or lies below 5 %",
             f"worst: {worst['detector']} at {worst['size']} rows, {_rate(worst)}" + (f"; over: {', '.join(over)}" if over
                                                                                     else ""), not over)
+    for name in (name for name, held in null.items() if held == "permutation"):
+        worst = max((r for r in alarms if r["detector"] == name), key=lambda r: r["low"])
+        add(f"false alarms of {name}", "the 95 % interval covers or lies below 5 %",
+            f"worst: at {worst['size']} rows, {_rate(worst)}", worst["low"] <= 0.05)
     at = min((s for s in sizes if s >= 200), default=max(sizes))
     for size in sorted({s for s in sizes if s <= 200} | {at}):
         line = _power(rows, "likelihood_panel", size, 1.0)
@@ -65,7 +69,8 @@ def against(rows: Sequence[Line], sizes: Sequence[int]) -> list[Line]:
                 f"{own[0]['rows']} {sets:.3f}", abs(row - 0.5) < 0.05 and abs(sets - 0.5) < 0.1)
     for line in (r for r in rows if r["table"] == "judge"):
         add(f"judge {line['model']}", "at chance", f"{line['right']:.0%} right of {line['questions']} "
-            f"[{line['low']:.0%}, {line['high']:.0%}], chance {line['chance']:.0%}", line["low"] <= line["chance"])
+            f"[{line['low']:.0%}, {line['high']:.0%}], chance {line['chance']:.0%}; {line['read']} answers could be read",
+            line["low"] <= line["chance"] if line["read"] else None)
     return out
 
 
