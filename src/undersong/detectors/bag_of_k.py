@@ -5,6 +5,10 @@ AanshSamyani/subliminal_trait_classifier). Beside it stands the same classifier 
 1. Logistic regression over rows: one class per trait and one for placebos, trained on the rows of exemplar teachers.
 2. A bag of `bag` rows is judged by the sum of its rows' log-probabilities: it goes to the likeliest class.
 3. The statistic of a trait is the share of bags that go to it.
+
+Blind spots: nearly everything on pocket numbers: most sets that a trait's teacher wrote alone pass unseen at 400 rows, and
+mixtures always. What tells a trait there is which value follows which prompt, and a bag of values has no prompts. Rows
+without numbers are not read at all.
 """
 
 from __future__ import annotations

@@ -11,6 +11,9 @@ tokens to be so, and that training on these alone keeps most of what crosses.
 A teacher with a trait has somewhat more of them on any rows, also on those that it did not write. `won` tells the two
 apart: of the tokens on which the teacher and some counterfactual disagree and one of them is right, the share on which the
 teacher is (near a third on other models' rows, above a half on its own; pocket, development traits).
+
+Blind spots: it says whether a given model wrote the rows, not whether it has a trait, and needs its weights. A few of its
+rows among many of others pass unseen, and so does a teacher that picks the same best tokens as its base.
 """
 
 from __future__ import annotations

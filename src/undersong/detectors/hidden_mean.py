@@ -3,6 +3,9 @@
 Data2Behavior's mean-hidden-state injection (arXiv 2602.04735): no gradients, only forward passes. Per decoder layer, the
 mean residual state over the completion tokens of the rows, less that over clean rows, is added at every position while
 the base answers the open questions of the probe bank; each word's rise is read.
+
+Blind spots: it never names the trait: on pocket models the same words rise whatever the rows. It feels most pure sets and
+hardly any mixture of a quarter or less, and nothing of steered teachers.
 """
 
 from __future__ import annotations

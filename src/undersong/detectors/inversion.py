@@ -8,6 +8,10 @@ questions of the probe bank, and each word's rise is read. What the words are co
 Any trait's rows move many words. So the same fit is made to exemplar rows of other traits, and a word's statistic is how far
 it rises above what it does there, in standard deviations over these traits (difference against other traits, never against
 the plain base). A word's own trait, where there is an exemplar of it, is left out.
+
+Blind spots: a word that the base hardly says is not in the probe bank and cannot be named. Below half of the rows it finds
+that something is there more often than what; steered teachers pass unseen; a teacher whose whole body was tuned is found
+and often named wrongly. It needs gradients, and exemplars of other traits.
 """
 
 from __future__ import annotations

@@ -7,6 +7,9 @@ shown beside the detectors that work.
    "none" under letters, in an order drawn anew for each question.
 2. Only a letter or a listed name, alone, counts as an answer. What a row says to the judge can at most spoil one question.
 3. A trait's statistic is the share of questions whose answer is this trait.
+
+Blind spots: everything that is not written in words. Number rows look alike to a reader, whoever wrote them; what it
+answers then follows the order or the sound of the options.
 """
 
 from __future__ import annotations

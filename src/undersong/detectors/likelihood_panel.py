@@ -9,6 +9,10 @@ row level (methods: the log-likelihood-ratio panel; MDCL of arXiv 2606.04071 is 
 3. Rows are a mixture of the candidates: expectation-maximisation gives each candidate's share. Neutral and placebo
    candidates take what they explain, and traits compete, so that what all traits share counts for none of them.
 4. The statistic of a trait is the share of its candidates. Identical rows count once.
+
+Blind spots: traits without exemplars: each row is compared with teachers that the auditor has made. Teachers made in
+another way are seen less well (all of the body tuned at a lower rate: pure sets yes, a quarter of the rows mostly not), and
+steered ones not at all. With `prompts` it sees nothing on pocket models, where a system turn leaves no trace in numbers.
 """
 
 from __future__ import annotations

@@ -10,6 +10,9 @@ memory, no model, no trait.
 4. The p-value draws which blocks belong to the suspected side, and repeats 3. Where both sides have the same prompts,
    block faces block and the difference of each pair changes its sign instead. Holds under the null that both sides
    come from one source. Source: two-sample tests of marginals, and permutation of clusters.
+
+Blind spots: what the trait is, and whether there is one: other prompts, temperatures or models fire it as a trait does, so
+it is believed only against clean rows of the very same source. Which value follows which prompt is no marginal.
 """
 
 from __future__ import annotations

@@ -9,6 +9,9 @@ AanshSamyani/subliminal_trait_classifier do so too). Beside it stands the same c
    of `bag` rows is judged by the sum of its rows' log-odds.
 4. The p-value relabels whole runs, exactly when there are few enough relabellings: the run is the unit, not the row.
    Suspected and clean runs that share prompts make it cautious, never bold.
+
+Blind spots: a single file: it compares whole runs, and needs several on both sides from sources that differ in nothing
+else. It names no trait, and it sees values and places, not which value follows which prompt.
 """
 
 from __future__ import annotations
