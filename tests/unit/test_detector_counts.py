@@ -148,7 +148,8 @@ def test_targets_are_met_or_missed_as_measured() -> None:
 
 
 def test_a_judge_that_gave_no_readable_answer_meets_nothing() -> None:
-    judge = {"table": "judge", "model": "x", "questions": 20, "read": 0, "right": 0.0, "low": 0.0, "high": 0.2, "chance": 0.1}
+    judge = {"table": "judge", "model": "x", "questions": 20, "read": 0, "right": 0.0, "low": 0.0, "high": 0.2,
+             "chance": 0.1}
     (mute,), (fair,), (sharp,) = (targets.against([line], [400]) for line in (
         judge, {**judge, "read": 20}, {**judge, "read": 20, "right": 0.9, "low": 0.7}))
     assert (mute["met"], fair["met"], sharp["met"]) == (None, True, False)
@@ -156,8 +157,8 @@ def test_a_judge_that_gave_no_readable_answer_meets_nothing() -> None:
 
 def test_a_permutation_test_answers_for_its_own_alarms() -> None:
     about = {"table": "detectors", "detector": "marginals, other source", "null": "permutation"}
-    alarm = {"table": "false_alarms", "detector": "marginals, other source", "kind": "all", "size": 150, "n": 48, "rate": 0.15,
-             "low": 0.06, "high": 0.28}
+    alarm = {"table": "false_alarms", "detector": "marginals, other source", "kind": "all", "size": 150, "n": 48,
+             "rate": 0.15, "low": 0.06, "high": 0.28}
     (found,) = targets.against([about, alarm], [150])
     assert found["target"] == "false alarms of marginals, other source"
     assert found["met"] is False
