@@ -273,7 +273,7 @@ class Audit:
 
 
 def default_detectors() -> list[Any]:
-    """Every registered detector that needs no settings, cheap ones first, and the panel with both kinds of candidates."""
+    """Every registered detector that needs no settings, cheap ones first; `row_classifier` needs several runs of rows."""
     out = []
     for name in registry.names("detector"):
         cls = registry.get("detector", name)
