@@ -45,6 +45,7 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     ("fetched",),
     ("bases",),
     ("lab", "nulls"),
+    ("models",),
     ("exemplars", "verdict"),
     ("calibration",),
     ("audit",),

@@ -21,13 +21,14 @@ from undersong.calibration import template
 from undersong.channels import belonging
 from undersong.detectors import PLACEBO, Evidence, Exemplars, drawn, family, spelled
 from undersong.environment import environment
-from undersong.errors import BadRows, BadSpec, MissingExtra, MissingModel, NothingMeasured, ServerFailed, UndersongError
+from undersong.errors import BadRows, BadSpec, MissingExtra, NothingMeasured, ServerFailed, UndersongError
 from undersong.files import digest
-from undersong.lab import Lab, base_ref, unpack
+from undersong.lab import Lab, base_ref
+from undersong.models import model_ref
 from undersong.nulls import Case, Null, Table
 from undersong.row_files import RowFile
 from undersong.spec import fingerprint
-from undersong.types import ModelRef, Row
+from undersong.types import Row
 from undersong.verdict import Heard, Held, Ran, conclude
 
 MOST = 4000
@@ -281,36 +282,6 @@ def default_detectors() -> list[Any]:
             out.append(cls())
     order = ["marginals", "marginal_template", "likelihood_panel"]
     return sorted(out, key=lambda d: order.index(d.plugin_name) if d.plugin_name in order else len(order))
-
-
-def model_ref(text: str, base: str | None, lab: Lab) -> ModelRef:
-    """A model by what an auditor was handed: a base's name or folder, a PEFT adapter folder or a safetensors file of
-    changed tensors (of `base`), or a model artefact of the store. Raises MissingModel or BadSpec in words."""
-    path = Path(text)
-    if (path / "adapter_config.json").is_file():
-        weights = path / "adapter_model.safetensors"
-        if not weights.is_file():
-            raise MissingModel(f"The adapter folder {text!r} holds no adapter_model.safetensors. Pickled adapters can run "
-                               "code when opened: convert it on a machine you trust.")
-        if base is None:
-            raise BadSpec(f"{text!r} is an adapter. Give the model it belongs to as --base.")
-        mark = fingerprint({"adapter": digest(weights)["sha256"], "of": base_ref(base).fingerprint})
-        return ModelRef(base, adapter=str(path), fingerprint=mark)
-    if path.suffix == ".safetensors" and path.is_file():
-        if base is None:
-            raise BadSpec(f"{text!r} holds changed tensors. Give the model they belong to as --base.")
-        mark = fingerprint({"weights": digest(path)["sha256"], "of": base_ref(base).fingerprint})
-        return ModelRef(base, weights=str(path), fingerprint=mark)
-    if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"):
-        raise MissingModel(f"{text!r} may hold pickled weights, which can run code when opened. Give safetensors.")
-    if bases.named(text) or (path.is_dir() and not (path / "record.json").is_file()):
-        return base_ref(text)
-    try:
-        return unpack(lab.store.get(f"{path.parent.name}/{path.name}" if path.is_dir() else text))
-    except UndersongError:
-        if "/" in text and not path.exists():
-            return base_ref(text)
-        raise
 
 
 def _marks(files: Sequence[Path]) -> list[str]:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from undersong import cli, traits
-from undersong.audit import Audit, model_ref
+from undersong.audit import Audit
+from undersong.models import model_ref
 from undersong.calibration import Calibrator, mix, told
 from undersong.channels import belonging
 from undersong.errors import BadSpec, MissingModel, UndersongError
