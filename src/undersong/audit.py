@@ -21,7 +21,7 @@ from undersong.calibration import template
 from undersong.channels import belonging
 from undersong.detectors import PLACEBO, Evidence, Exemplars, drawn, family, spelled
 from undersong.environment import environment
-from undersong.errors import BadRows, BadSpec, MissingExtra, NothingMeasured, ServerFailed, UndersongError
+from undersong.errors import BadRows, BadSpec, MissingExtra, NothingMeasured, ServerFailed
 from undersong.files import digest
 from undersong.lab import Lab, base_ref
 from undersong.models import model_ref

@@ -12,12 +12,12 @@ import pytest
 
 from undersong import cli, traits
 from undersong.audit import Audit
-from undersong.models import model_ref
 from undersong.calibration import Calibrator, mix, told
 from undersong.channels import belonging
 from undersong.errors import BadSpec, MissingModel, UndersongError
 from undersong.exemplars import folders, placebo_rows, unpack
 from undersong.lab import Lab, base_ref, lab_for
+from undersong.models import model_ref
 from undersong.nulls import Null
 from undersong.spec import build
 from undersong.store import Store

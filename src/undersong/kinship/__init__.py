@@ -6,7 +6,7 @@
 | `logits` | next-token distributions: `Subject.model.next_logprobs` |
 | `text` | answers only: `Subject.model.sample` |
 
-A test returns a Finding whose `verdict` is a `Relation` (the strongest thing that its evidence shows), with a p-value against
+A test returns a Finding whose `verdict` is a `Relation` (the strongest thing its evidence shows), with a p-value against
 a null that is named, and `details`: `power` (of what it would have seen), `direction` where the evidence shows one
 (`a_from_b`, `b_from_a`), and figures. A test that cannot tell says `unknown` and why; it never guesses.
 """
