@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,11 +35,11 @@ from undersong.kinship.roles import Layer, Roles, roles
 from undersong.registry import Settings, plugin
 from undersong.types import Finding
 
-DISTANCES = (0.25, 0.5, 1.0, 2.0, 4.0)
+DISTANCES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Relative distances of synthetic descendants: noise over the spread of the weights."""
 PARTS = ("coordinates", "units", "token_units", "consistency")
-NULL = ("numbering of coordinates and units is exchangeable over initialisations: fixed points of uniform permutations, exact; "
-        "consistency: binomial, at most a share `alike` of units")
+NULL = ("two initialisations number coordinates and units independently: fixed points of uniform permutations, exact; "
+        "consistency: binomial, at most a share `alike` of units agree")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Weights(Settings):
         pair = Pair.of(self, one, two)
         if pair is None:
             return self._unknown("No embedding or hidden units were recognised that both models have.")
-        found = pair.test(pair.a, pair.b)
+        found = {name: pair.test(name, pair.a, pair.b) for name in pair.allowed}
         p = joined(found)
         if p > self.alpha and pair.plain:
             found["consistency"] = pair.consistency()
@@ -93,7 +95,7 @@ class Weights(Settings):
         return Finding(relation, float(max(counts.values(), default=0)), p, ("weights",), NULL, {
             "power": power, "power_by_distance": {str(k): v for k, v in curve.items()}, "direction": way,
             "direction_evidence": evidence, "parts": found, "embedding_gram": pair.gram(), "common_tokens": pair.common,
-            "resolution": FLOOR, "says": _says(relation, found, p, power)})
+            "resolution": FLOOR, "distance": pair.distance(), "says": _says(relation, found, p, power)})
 
     def _unknown(self, why: str) -> Finding:
         return Finding("unknown", 0.0, None, ("weights",), NULL, {"power": 0.0, "direction": None, "says": why})
@@ -120,30 +122,33 @@ class Pair:
         rows = common_rows(one, two, own, settings)
         parts = [_read(c, r, index, settings) for c, r, index in zip((one, two), own, rows, strict=True)]
         gated = all(any(len(layer.maps) == 2 for layer in r.layers) for r in own)
-        pair = cls(settings, one, two, own, *parts, len(rows[0]), bool(len(rows[0]) and gated))
-        return pair if pair.plain or pair.test(pair.a, pair.b) else None
+        pair = cls(settings, one, two, own, parts[0], parts[1], len(rows[0]), bool(len(rows[0]) and gated))
+        return pair if pair.plain or pair.allowed else None
 
-    def test(self, a: Part, b: Part) -> dict[str, dict[str, Any]]:
-        """The exact parts that these two allow."""
-        out: dict[str, dict[str, Any]] = {}
-        width = a.embedding.shape[1] == b.embedding.shape[1]
-        pairs = [(x, y) for x, y in zip(a.layers, b.layers, strict=False)
-                 if len(x) == len(y) and all(m.shape[0] == n.shape[0] for m, n in zip(x, y, strict=True))]
-        if len(a.layers) != len(b.layers):
-            pairs = []
-        if width and self.common:
-            out["coordinates"] = self._points([(profiles(a.tables.T), profiles(b.tables.T))])
-        if pairs and all(m.shape[1] == n.shape[1] for x, y in pairs for m, n in zip(x, y, strict=True)):
-            out["units"] = self._points([_stacked(x, y, None, None) for x, y in pairs])
-        if pairs and self.common:
-            out["token_units"] = self._points([_stacked(x, y, a.embedding, b.embedding) for x, y in pairs])
-        return out
+    @cached_property
+    def allowed(self) -> list[str]:
+        """The exact parts that these two models allow."""
+        aligned = len(self.a.layers) == len(self.b.layers) > 0
+        shapes = [(m.shape, n.shape) for x, y in zip(self.a.layers, self.b.layers, strict=False)
+                  for m, n in zip_longest(x, y, fillvalue=np.zeros((0, 0), np.float32))]
+        units = aligned and all(m[0] == n[0] for m, n in shapes)
+        return [name for name, fits in (
+            ("coordinates", self.common > 0 and self.a.embedding.shape[1] == self.b.embedding.shape[1]),
+            ("units", units and all(m == n for m, n in shapes)), ("token_units", units and self.common > 0)) if fits]
+
+    def test(self, name: str, a: Part, b: Part) -> dict[str, Any]:
+        """One of the exact parts."""
+        if name == "coordinates":
+            return self._points([(profiles(a.tables.T), profiles(b.tables.T))])
+        tokens = (a.embedding, b.embedding) if name == "token_units" else (None, None)
+        return self._points([_stacked(x, y, *tokens) for x, y in zip(a.layers, b.layers, strict=True)])
 
     def _points(self, sides: Sequence[tuple[Array, Array]]) -> dict[str, Any]:
         counts = [met(x @ y.T, self.settings.seed) for x, y in sides]
         sizes = [len(x) for x, _ in sides]
         return {"p": fixed_points_p(counts, sizes), "agree": sum(counts), "of": sum(sizes),
-                "by_layer": [{"agree": k, "of": n, "p": fixed_points_p([k], [n])} for k, n in zip(counts, sizes, strict=True)]}
+                "by_layer": [{"agree": k, "of": n, "p": fixed_points_p([k], [n])}
+                             for k, n in zip(counts, sizes, strict=True)]}
 
     def consistency(self) -> dict[str, Any]:
         """Part 4. Layers are paired by number, or, where their counts differ, each with each (Bonferroni)."""
@@ -175,16 +180,23 @@ class Pair:
             noise = rng.standard_normal(values.shape, np.float32)
             return values + np.float32(distance * values.std()) * noise
 
-        width = part.embedding.shape[1]
         other = replace(part, embedding=moved(part.embedding), tables=moved(part.tables),
                         layers=tuple(tuple(moved(m) for m in layer) for layer in part.layers))
-        tested = self.test(self.a, self.b)
-        found = {name: each for name, each in self.test(part, other).items() if name in tested} if width else {}
-        if not tested and self.plain:
-            agree = [agreeing(*_both(part, other, layer)) for layer in range(len(part.layers)) if len(part.layers[layer]) == 2]
-            k, n = (sum(each) for each in zip(*agree, strict=True))
-            found["consistency"] = {"p": agreement_p(k, n, self.settings.alike)}
-        return joined(found) <= alpha
+        limit = alpha / len(PARTS)
+        if any(self.test(name, part, other)["p"] <= limit for name in self.allowed):
+            return True
+        if not self.plain:
+            return False
+        found = [agreeing(*_both(part, other, i)) for i, layer in enumerate(part.layers) if len(layer) == 2]
+        agree, of = (sum(each) for each in zip(*found, strict=True))
+        return agreement_p(agree, of, self.settings.alike) <= limit
+
+    def distance(self) -> float | None:
+        """The embeddings' root mean square difference over the spread of A's, in A's numbering; None for unlike widths."""
+        if not self.common or self.a.embedding.shape != self.b.embedding.shape:
+            return None
+        gap = self.a.embedding - self.b.embedding
+        return float(np.sqrt((gap**2).mean()) / max(float(self.a.embedding.std()), 1e-12))
 
     def gram(self) -> float | None:
         """Correlation of the centred Gram matrices of 512 common tokens; None without common tokens. No evidence alone."""
@@ -230,8 +242,8 @@ def _read(checkpoint: Checkpoint, own: Roles, rows: np.ndarray[Any, Any], settin
 
 
 def _spaced(layers: tuple[Layer, ...], most: int) -> list[Layer]:
-    picked = np.unique(np.linspace(0, len(layers) - 1, min(most, len(layers))).round().astype(int)) if layers else []
-    return [layers[i] for i in picked]
+    picked = np.linspace(0, max(len(layers) - 1, 0), min(most, len(layers))).round().astype(int)
+    return [layers[int(i)] for i in np.unique(picked)]
 
 
 def _maps(checkpoint: Checkpoint, layer: Layer, most: int | None) -> tuple[Array, ...]:
@@ -287,4 +299,5 @@ def _says(relation: str, found: dict[str, dict[str, Any]], p: float, power: floa
         return f"Units and coordinates keep their numbers ({told}); by chance p = {p:.2g}."
     if relation == "unknown":
         return f"Too little could be compared to tell ({told or 'nothing'}; power {power:.0%})."
-    return f"Numbers agree no more than by chance ({told}); {power:.0%} of synthetic descendants would have been found."
+    return (f"Numbers agree no more than by chance ({told}); {power:.0%} of synthetic descendants that moved as far as the "
+            "weights are large would have been found.")
