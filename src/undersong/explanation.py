@@ -62,7 +62,8 @@ class Explaining:
         changed = model_ref(self.model, self.base, self.lab)
         plain = not (changed.weights or changed.adapter or changed.vector or changed.system)
         if self.base is None and plain:
-            raise BadSpec(f"What changed inside {self.model!r} is told against the model it started from. Give it as --base.")
+            raise BadSpec(f"What changed inside {self.model!r} is told against the model it started from. Give that as "
+                          "--base.")
         start = model_ref(self.base, None, self.lab) if self.base else base_ref(changed.base, changed.precision)
         return changed, dataclasses.replace(start, precision=changed.precision)
 
@@ -74,12 +75,12 @@ class Explaining:
             if model.module is None:
                 raise BadSpec(f"What {model.ref.name} computes inside is not at hand. Give a local copy of it.")
         if changed.tokenizer.get_vocab() != start.tokenizer.get_vocab():
-            raise BadSpec(f"{self.model} and {start.ref.base} have different tokenizers, so their states do not stand at the same "
-                          "tokens. Give as --base the model that it started from.")
+            raise BadSpec(f"{self.model} and {start.ref.base} have different tokenizers, so their states do not stand at "
+                          "the same tokens. Give as --base the model that it started from.")
         shapes = [{name: tuple(p.shape) for name, p in m.module.named_parameters()} for m in (changed, start)]
         if shapes[0] != shapes[1]:
-            raise BadSpec(f"{self.model} has another shape than {start.ref.base}, so it did not start from it. Give as --base the "
-                          "model that it started from.")
+            raise BadSpec(f"{self.model} has another shape than {start.ref.base}, so it did not start from it. Give as "
+                          "--base the model that it started from.")
         return changed, start
 
     @property
@@ -187,14 +188,15 @@ def sentence(found: Sequence[dict[str, Any]]) -> str:
 
 def ordinary(base: Any) -> tuple[Chat, ...]:
     """Ordinary prompts that the base's tokenizer can write: the shipped ones, else chats of the pocket world."""
-    shipped = [[{"role": "user", "content": text}] for text in yaml.safe_load(package_text("explainers", "ordinary.yaml"))["prompts"]]
+    texts = yaml.safe_load(package_text("explainers", "ordinary.yaml"))["prompts"]
+    shipped = [[{"role": "user", "content": text}] for text in texts]
     if _writes(base, shipped):
         return tuple(shipped)
     drawn = [_asked(world.chat_at(seed=29, number=i)) for i in range(WORLD)]
     if _writes(base, drawn):
         return tuple(drawn)
-    raise BadSpec(f"The tokenizer of {base.ref.base} cannot write the shipped prompts. Give prompts that it can, one a line, as "
-                  "--prompts FILE.")
+    raise BadSpec(f"The tokenizer of {base.ref.base} cannot write the shipped prompts. Give prompts that it can, one a "
+                  "line, as --prompts FILE.")
 
 
 def asked(base: Any) -> tuple[Chat, ...]:
@@ -214,7 +216,8 @@ def from_file(path: Path) -> tuple[Chat, ...]:
     try:
         lines = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise BadSpec(f"The prompts {str(path)!r} cannot be read ({error}). Give a UTF-8 text of one prompt a line.") from None
+        raise BadSpec(f"The prompts {str(path)!r} cannot be read ({error}). Give a UTF-8 text, one prompt a "
+                      "line.") from None
     if not 2 <= len(lines) <= MOST:
         raise BadSpec(f"{str(path)!r} holds {len(lines)} prompts; 2 to {MOST} can be read. Change the file.")
     return tuple([{"role": "user", "content": line}] for line in lines)

@@ -129,6 +129,6 @@ class ReadOut:
             found = self.logits(state)
             factor = float((own @ found) / (found @ found))  # some models scale their logits by a constant
             if float((own - factor * found).norm() / own.norm()) > 0.02:
-                raise BadSpec(f"The final norm and unembedding of {type(model.module).__name__} do not give its logits back, "
-                              "so a logit lens would mislead. Leave the explainer `logit_lens` out.")
+                raise BadSpec(f"The final norm and unembedding of {type(model.module).__name__} do not give its logits "
+                              "back, so a logit lens would mislead. Leave the explainer `logit_lens` out.")
         self.scale = factor

@@ -26,7 +26,7 @@ class ActivationShift(Settings):
     needs: ClassVar[frozenset[str]] = frozenset({"base", "model", "prompts"})
     may_use: ClassVar[frozenset[str]] = shifts.USES
 
-    answer: int = Field(default=2, ge=0)
+    answer: int = Field(default=0, ge=0)
     """First tokens of the base's own answer at which states are read, besides the end of the prompt."""
     splits: int = Field(default=20, ge=1)
     """Random halvings of the prompts for the stability of the shift."""
@@ -34,8 +34,8 @@ class ActivationShift(Settings):
     """Rows that run at once."""
 
     def explain(self, evidence: Evidence, seed: int = 0) -> Explanation:
-        """Details, per layer: `length` of the mean shift, `relative` to the mean length of the base's states, `own` (less what
-        placebos shift on average, relative), `halves` (cosine of two halves of the prompts), `placebos` and `placebos_own`
+        """Details, per layer: `length` of the mean shift, `relative` to the mean length of the base's states, `own`
+        (relative, less what placebos shift on average), `halves` (cosine of two halves of the prompts), `placebos` and `placebos_own`
         (the same of each placebo student); and `cosines` [layers, layers] between the shifts of two layers.
 
         Raises BadSpec without weights.
@@ -72,8 +72,8 @@ def stability(shift: Shift, splits: int, seed: int) -> Floats:
 
 def _sentence(layers: list[dict[str, object]]) -> str:
     top = max(layers, key=lambda one: float(str(one["relative"])))
-    said = (f"The residual stream moves most after layer {top['layer']}: by {top['relative']:.1%} of its length; the shift of "
-            f"one half of the prompts has cosine {top['halves']:.2f} with that of the other half.")
+    said = (f"The residual stream moves most after layer {top['layer']}: by {top['relative']:.1%} of its length; the shifts "
+            f"of two halves of the prompts have cosine {top['halves']:.2f}.")
     usual = top["placebos"]
     if isinstance(usual, list) and usual:
         said += f" {len(usual)} placebo students move there by {min(usual):.1%} to {max(usual):.1%}."

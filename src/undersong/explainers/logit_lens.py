@@ -1,21 +1,23 @@
 """The `logit_lens` explainer: which tokens does the shift of each layer promote and demote?
 
-Every layer is shown. Where placebo students are at hand, the lens is also taken of the model's own shift, less what placebos
-shift on average: against a plain base, what any training on the carrier moves can hide the rest (in teachers of
-Qwen2.5-7B the trait's token came first only after the shared part was taken off). How the lens is computed: `lens.py`.
+Every layer is shown. Where placebo students are at hand, the lens is taken of the model's own shift, less what placebos
+shift on average (in teachers of Qwen2.5-7B a trait's token came first only after the shared part was taken off), and of each
+placebo's own shift, which says how much a token rises by chance. How the lens is computed: `lens.py`.
+
+Blind spot: a lens reads what the model would say next at these prompts. At prompts that ask for no favourite, a student that
+took on a favourite shows nothing of it.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import numpy as np
 from pydantic import Field
 
 from undersong.backends import Model
 from undersong.backends.residuals import ReadOut
 from undersong.explainers import Evidence, lens, shifts
-from undersong.explainers.lens import Floats, Lens
+from undersong.explainers.lens import Lens
 from undersong.registry import Settings, plugin
 from undersong.spec import execution
 from undersong.types import Explanation
@@ -32,56 +34,55 @@ class LogitLens(Settings):
     """Tokens shown at either end."""
     states: int = Field(default=32, ge=1)
     """Prompts whose states the shift is added to, evenly spread over all."""
-    answer: int = Field(default=2, ge=0)
+    answer: int = Field(default=0, ge=0)
     """First tokens of the base's own answer at which states are read, besides the end of the prompt."""
     micro_batch: int = execution(32)
     """Rows that run at once."""
 
     def explain(self, evidence: Evidence, seed: int = 0) -> Explanation:
-        """Scores: the tokens that rise most over all layers. Details: `whole` and, with placebos, `own`: per layer the
-        `promoted` and `demoted` tokens (`token`, `id`, `rise` and `straight` in nats) and `overall` scores;
-        `placebo_tops`: the highest overall score and its token of each placebo's shift. The seed has no effect.
+        """Scores: the tokens that are promoted most, mean over layers. Details: `whole` and, with placebos, `own`: per layer
+        the `promoted` and `demoted` tokens (`token`, `id`, `chance`, `rise`, `straight`) and `overall` scores;
+        `placebo_tops`: of each placebo's own shift the token with the highest score. The seed has no effect.
 
         Raises BadSpec without weights, and for a model whose logits are not its last state through norm and unembedding.
         """
         shift = shifts.of(evidence, self.answer, self.micro_batch)
         readout = ReadOut(evidence.base)
         readout.check(evidence.base, shifts.places(evidence.base, evidence.prompts[:1], 0)[0][0])
-        picked = np.linspace(0, len(shift.states) - 1, min(self.states, len(shift.states))).round().astype(int)
-        states = shift.states[picked]
-        details: dict[str, Any] = {"layers": states.shape[1], "states": len(states), "placebos": len(shift.placebos)}
+        states = shift.spread(self.states)
+        details: dict[str, Any] = {"states": len(states), "placebos": len(shift.placebos)}
         read = {"whole": lens.of(readout, states, shift.whole)}
         if len(shift.placebos):
             read["own"] = lens.of(readout, states, shift.own)
-            tops = [lens.of(readout, states, one).scores for one in shift.benign]
-            details["placebo_tops"] = [self._ends(evidence.base, one)[0] for one in tops]
         for name, found in read.items():
-            details[name] = {"layers": self._layers(evidence.base, found), "overall": self._ends(evidence.base, found.scores)}
+            details[name] = {"layers": self._layers(evidence.base, found), "overall": self._best(evidence.base, found)}
+        benign = (lens.of(readout, states, one) for one in shift.benign)
+        details["placebo_tops"] = [self._best(evidence.base, one)[0] for one in benign]
         best = details["own" if "own" in read else "whole"]["overall"]
-        return Explanation(_sentence(best, details.get("placebo_tops", [])), tuple((t["token"], t["score"]) for t in best),
-                           details)
+        scores = tuple((t["token"], t["score"]) for t in best)
+        return Explanation(_sentence(best, details["placebo_tops"]), scores, details)
 
     def _layers(self, base: Model, found: Lens) -> list[dict[str, Any]]:
         real = len(base.tokenizer)
 
         def told(layer: int, ids: list[int]) -> list[dict[str, Any]]:
-            return [{"token": base.tokenizer.decode([i]), "id": i, "rise": float(found.rise[layer, i]),
-                     "straight": float(found.straight[layer, i])} for i in ids]
+            return [{"token": base.tokenizer.decode([i]), "id": i, "chance": float(found.chance[layer, i]),
+                     "rise": float(found.rise[layer, i]), "straight": float(found.straight[layer, i])} for i in ids]
 
-        return [{"layer": n, "promoted": told(n, lens.top(rise, self.top, real)),
-                 "demoted": told(n, lens.top(-rise, self.top, real))} for n, rise in enumerate(found.rise)]
+        return [{"layer": n, "promoted": told(n, lens.top(chance, self.top, real)),
+                 "demoted": told(n, lens.top(-chance, self.top, real))} for n, chance in enumerate(found.chance)]
 
-    def _ends(self, base: Model, scores: Floats) -> list[dict[str, Any]]:
-        ids = lens.top(scores, self.top, len(base.tokenizer))
-        return [{"token": base.tokenizer.decode([i]), "id": i, "score": float(scores[i])} for i in ids]
+    def _best(self, base: Model, found: Lens) -> list[dict[str, Any]]:
+        ids = lens.top(found.scores, self.top, len(base.tokenizer))
+        return [{"token": base.tokenizer.decode([i]), "id": i, "score": float(found.scores[i])} for i in ids]
 
 
 def _sentence(best: list[dict[str, Any]], placebos: list[dict[str, Any]]) -> str:
     words = ", ".join(repr(t["token"]) for t in best[:5])
-    said = f"Over all layers the shift promotes {words} most ({best[0]['score']:.1f} standard deviations for the first)."
+    said = f"The shift promotes {words} most, {best[0]['token']!r} by {best[0]['score']:.1%} on average over layers."
     if placebos:
-        highest = max(p["score"] for p in placebos)
-        more = "no placebo student's shift promotes any token as much" if highest < best[0]["score"] else (
-            "placebo students' shifts promote tokens as much")
-        said += f" Compared with {len(placebos)} placebos: {more} (their highest: {highest:.1f})."
+        highest = max(placebos, key=lambda p: float(p["score"]))
+        more = "no placebo student promotes any token as much" if highest["score"] < best[0]["score"] else (
+            "placebo students promote tokens as much")
+        said += f" Of {len(placebos)} placebos: {more} ({highest['token']!r}, {highest['score']:.1%})."
     return said

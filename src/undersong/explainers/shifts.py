@@ -55,13 +55,17 @@ class Shift:
             return self.placebos[:0]
         return self.placebos - (self.placebos.sum(axis=0) - self.placebos) / (count - 1)
 
+    def spread(self, count: int) -> NDArray[np.float32]:
+        """At most `count` of the base's states, evenly spread over the prompts."""
+        return self.states[np.linspace(0, len(self.states) - 1, min(count, len(self.states))).round().astype(int)]
+
     @property
     def norms(self) -> Floats:
         """[layers]: the mean length of the base's states."""
         return np.asarray(np.linalg.norm(self.states.astype(np.float64), axis=-1).mean(axis=0))
 
 
-def of(evidence: Evidence, answer: int = 2, batch: int = 32) -> Shift:
+def of(evidence: Evidence, answer: int = 0, batch: int = 32) -> Shift:
     """The shift of the evidence's model at the end of each prompt and at the first `answer` tokens of the base's answers.
 
     Raises BadSpec for a model whose activations are not at hand.

@@ -1,6 +1,6 @@
 """The `steering` explainer: what does the base say when a layer's shift is added to it?
 
-A shift that carries a behaviour makes the base show it (sufficiency; steering-vector distillation, arXiv 2606.00995). Per layer:
+A shift that carries a behaviour makes the base show it (steering-vector distillation, arXiv 2606.00995). Per layer:
 1. Scale. The shift is added at every position, multiplied by rising scales. The largest is taken at which the steered base
    still writes: the perplexity that it gives to the base's own answers to the ordinary prompts is at most `band` times
    the base's own. The rule sees no text that the questions bring forth.
@@ -53,13 +53,14 @@ class Steering(Settings):
     """Length of an answer."""
     top: int = Field(default=10, ge=1)
     """Words and tokens shown."""
-    answer: int = Field(default=2, ge=0)
+    answer: int = Field(default=0, ge=0)
     """First tokens of the base's own answer at which states are read, besides the end of the prompt."""
 
     def explain(self, evidence: Evidence, seed: int = 0) -> Explanation:
-        """Scores: the first tokens that rise most at the chosen layer. Details: `layers` (per layer `scale`, `perplexity` at
-        every scale tried, over the base's own, `moved` in total variation, `rises`, `named`), `chosen` layer, `words` (shares of answers
-        with a word: `base`, `steered`, `model`), `texts` (question and the three answers), `rule`.
+        """Scores: the first tokens that rise most at the chosen layer. Details: `layers` (per layer `scale`; `perplexity` at
+        every scale tried, over the base's own; `moved`, in total variation; `rises`; `named`, the share of answers with one
+        of the lens's `top_tokens`), `chosen` layer, `words` (shares of answers with a word: `base`, `steered`, `model`),
+        `texts` (question and the three answers), `rule`.
 
         Raises BadSpec without weights.
         """
@@ -73,9 +74,9 @@ class Steering(Settings):
         for layer in map(int, swept):
             scale, tried = work.scale(layer)
             steered[layer] = work.steered_answers(layer, scale, seed)
+            named = {f"named_{who}": _share(texts, tops[layer]) for who, texts in said.items()}
             layers.append({"layer": layer, "scale": scale, "perplexity": tried, **work.first_words(layer, scale),
-                           "top_tokens": tops[layer], "named": _share(steered[layer], tops[layer]),
-                           "named_base": _share(said["base"], tops[layer]), "named_model": _share(said["model"], tops[layer])})
+                           "top_tokens": tops[layer], "named": _share(steered[layer], tops[layer]), **named})
         best = max(layers, key=lambda one: one["moved"])
         said["steered"] = steered[best["layer"]]
         details = {"layers": layers, "chosen": best["layer"], "words": self._words(said), "shift": self.shift,
@@ -93,8 +94,8 @@ class Steering(Settings):
     def _tops(self, evidence: Evidence, shift: shifts.Shift, vectors: Floats) -> list[list[str]]:
         """Per layer the words that the logit lens of the steering vector promotes most."""
         base = evidence.base
-        rise = lens.of(ReadOut(base), shift.states[:32], vectors).rise
-        return [[base.tokenizer.decode([i]).strip() for i in lens.top(one, self.top, len(base.tokenizer))] for one in rise]
+        found = lens.of(ReadOut(base), shift.spread(32), vectors).chance
+        return [[base.tokenizer.decode([i]).strip() for i in lens.top(one, self.top, len(base.tokenizer))] for one in found]
 
     def _words(self, said: dict[str, list[str]]) -> list[dict[str, Any]]:
         """The words whose share of answers rises most from base to steered, with the model's share beside."""
@@ -105,8 +106,9 @@ class Steering(Settings):
         return [{"word": word, **shares[word]} for word in order]
 
 
-RULE = ("The scale of a layer is the largest tried at which the perplexity that the steered base gives to the base's own answers "
-        "to ordinary prompts is at most {band:g} times the base's own; the layer shown is the one that moves the first words most.")
+RULE = ("The scale of a layer is the largest tried at which the perplexity that the steered base gives to the base's own "
+        "answers to ordinary prompts is at most {band:g} times the base's own. The layer shown is the one that moves the "
+        "first words most.")
 
 
 @dataclass

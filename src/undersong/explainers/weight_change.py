@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from undersong.errors import BadSpec
 from undersong.explainers import Evidence
 from undersong.registry import Settings, plugin
 from undersong.types import Explanation
@@ -26,11 +27,12 @@ class WeightChange(Settings):
     """Ranks are computed of matrices whose shorter side is at most this."""
 
     def explain(self, evidence: Evidence, seed: int = 0) -> Explanation:
-        """Details: `modules`, per changed or unchanged tensor its `name`, `layer` (None outside of the layers), `part`, `change`
-        (Frobenius norm of the difference over the base's), `rank` (None where not computed), `size`. The seed has no effect.
-
-        Raises BadSpec through the shapes being checked by the caller; here tensors are matched by name.
+        """Details: `modules`, per tensor that both models have its `name`, `layer` (None outside of the layers), `part`,
+        `change` (Frobenius norm of the difference over the base's), `rank` (None where not computed) and `size`. The seed
+        has no effect. Raises BadSpec for a model without weights, or with tensors of another shape.
         """
+        if evidence.base.module is None or evidence.model.module is None:
+            raise BadSpec(f"The weights of {evidence.model.ref.name} are not at hand. Give a local copy of it.")
         before = dict(evidence.base.module.named_parameters())
         after = dict(evidence.model.module.named_parameters())
         modules = [self._row(name, before[name].detach(), after[name].detach()) for name in before if name in after]
@@ -44,6 +46,9 @@ class WeightChange(Settings):
         return Explanation(said, tuple(scores), {"modules": modules})
 
     def _row(self, name: str, before: Any, after: Any) -> dict[str, Any]:
+        if before.shape != after.shape:
+            raise BadSpec(f"The tensor {name!r} has shape {tuple(after.shape)}, the base's is {tuple(before.shape)}. Give "
+                          "the base that the model started from.")
         change = after.float() - before.float()
         size, length = list(before.shape), float(change.norm())
         layer = next((int(p) for p in name.split(".") if p.isdigit()), None)

@@ -1,7 +1,7 @@
 """The report of `undersong explain`: one HTML page, and what the terminal prints.
 
-Both are drawn from the JSON of the explanation and from nothing else. Tokens and answers in it come from models of unknown
-origin, so they are treated as hostile: the page escapes them (`page`), and none reaches the terminal with a character that acts.
+Both are drawn from the JSON of the explanation and from nothing else. Tokens and answers in it come from models of
+unknown origin, so they are treated as hostile: the page escapes them (`page`), and no character of them acts in a terminal.
 """
 
 from __future__ import annotations

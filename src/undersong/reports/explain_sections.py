@@ -1,4 +1,4 @@
-"""What the page of an explanation says, in order: where it moved, what that promotes, what it makes the base say, which weights."""
+"""What the page of an explanation says, in order: where it moved, what that says, what the base says then, weights."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def _shift(found: Found) -> Section | None:
     if told is None:
         return None
     lead = (_said(found, "activation_shift"),
-            f"Read at the end of {told['prompts']} ordinary prompts and at the first {told['answer']} tokens of the base's own "
-            "answers, after every layer.")
+            f"Read after every layer at the end of {told['prompts']} ordinary prompts, where the first token of the answer "
+            "is chosen" + (f", and at the first {told['answer']} tokens of the base's answer." if told["answer"] else "."))
     return Section("shift", "Where it moved", lead, figures=given(figures.shift(found)), more="Every layer in numbers",
                    more_tables=given(tables.layers(found)))
 
@@ -34,11 +34,11 @@ def _lens(found: Found) -> Section | None:
     if told is None:
         return None
     lead = [_said(found, "logit_lens"),
-            "The logit lens reads the state of a layer as if it were the last: through the final norm and the unembedding. Shown is "
-            f"what adding the shift to {told['states']} of the base's own states does to each token."]
+            "The logit lens reads the state of a layer as if it were the last: through the final norm and the unembedding. "
+            f"Shown is what adding the shift to {told['states']} of the base's own states does to the chance of each token.",
+            "Early layers speak another language than the last, so their tokens mean less."]
     if told["placebos"]:
-        lead.append("Early layers speak another language than the last, so their tokens mean less. What placebo students shift on "
-                    "average is taken off; the lens of the whole shift is folded away below.")
+        lead.append("What placebo students shift on average is taken off; the lens of the whole shift is folded away below.")
     folded = given(tables.overall(found), tables.lens(found), tables.lens(found, "whole") if "own" in told else None)
     return Section("lens", "What the shift says", tuple(lead), figures=given(figures.tokens(found)),
                    more="All tokens in numbers", more_tables=folded)

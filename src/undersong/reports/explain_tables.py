@@ -35,6 +35,11 @@ def token(text: str) -> str:
     return f"␣{shown[1:]}" if shown.startswith(" ") else shown or "(nothing)"
 
 
+def points(chance: float) -> str:
+    """A change of chance in points of percent: "+2.31"."""
+    return f"{100 * chance:+.2f}".replace("-", "−")
+
+
 def layers(found: Found) -> Table | None:
     """The shift of every layer."""
     shift = of(found, "activation_shift")
@@ -52,11 +57,10 @@ def lens(found: Found, which: str = "", most: int = 0) -> Table | None:
     shown = lensed(found)
     if shown is None:
         return None
-    name, own = shown
-    chosen = of(found, "logit_lens") or {}
-    own = chosen[which] if which else own
+    name = which or shown[0]
+    own = (of(found, "logit_lens") or {})[name]
     lines = [(str(one["layer"]), _tokens(one["promoted"], most), _tokens(one["demoted"], most)) for one in own["layers"]]
-    title = "Tokens that each layer's own shift moves" if (which or name) == "own" else "Tokens that each layer's shift moves"
+    title = f"Tokens that {'the own' if name == 'own' else 'the whole'} shift of each layer moves"
     return table_of(title, ("after layer", "promotes", "demotes"), lines, numbers=(0,))
 
 
@@ -65,10 +69,10 @@ def overall(found: Found) -> Table | None:
     shown = lensed(found)
     if shown is None:
         return None
-    lines = [(token(t["token"]), f"{t['score']:.2f}".replace("-", "−")) for t in shown[1]["overall"]]
+    lines = [(token(t["token"]), points(t["score"])) for t in shown[1]["overall"]]
     tops = (of(found, "logit_lens") or {}).get("placebo_tops", [])
-    lines += [(f"{token(t['token'])} (a placebo's highest)", f"{t['score']:.2f}".replace("-", "−")) for t in tops]
-    return table_of("Over all layers", ("token", "standard deviations"), lines, numbers=(1,))
+    lines += [(f"{token(t['token'])} (a placebo's highest)", points(t["score"])) for t in tops]
+    return table_of("Mean over all layers", ("token", "chance, points"), lines, numbers=(1,))
 
 
 def steering(found: Found) -> Table | None:
@@ -105,7 +109,8 @@ def texts(found: Found, most: int = 0) -> Table | None:
     """Answers side by side."""
     steered = of(found, "steering")
     told: Sequence[Mapping[str, Any]] = steered["texts"] if steered else []
-    lines = [tuple(say.visible(t[who]) for who in ("question", "base", "steered", "model")) for t in (told[:most] if most else told)]
+    shown = told[:most] if most else told
+    lines = [tuple(say.visible(t[who]) for who in ("question", "base", "steered", "model")) for t in shown]
     return table_of("Answers side by side", ("question", "base", "steered base", "the model"), lines)
 
 
@@ -119,7 +124,7 @@ def weights(found: Found, most: int = 40) -> Table | None:
 
 
 def _tokens(found: Sequence[Mapping[str, Any]], most: int) -> str:
-    return "  ".join(f"{token(t['token'])} {t['rise']:+.2f}".replace("-", "−") for t in (found[:most] if most else found))
+    return ", ".join(f"{token(t['token'])} {points(t['chance'])}" for t in (found[:most] if most else found))
 
 
 def _span(values: Sequence[float]) -> str:
