@@ -39,8 +39,8 @@ WORLD = 128
 """Chats drawn from the pocket world, for bases that can write no other English."""
 PLACEBOS = 8
 """Placebo students that are read, the first of a calibration's."""
-ASKED = 2
-"""Wordings of each question that are shown to people."""
+ASKED = 16
+"""Questions that are shown to people, at most; of every category as many wordings."""
 
 
 @dataclass
@@ -180,10 +180,20 @@ def default_explainers() -> list[Any]:
 
 
 def sentence(found: Sequence[dict[str, Any]]) -> str:
-    """The headline: what the lens and steering say, else the first explanation."""
-    said = {one["explainer"]: one["sentence"] for one in found}
-    best = [said[name] for name in ("logit_lens", "steering") if name in said]
-    return " ".join(best) or next(iter(said.values()), "No explainer could run.")
+    """The headline: the token that the lens promotes most and the one that steering raises most, else what was said first."""
+    by = {one["explainer"]: one for one in found}
+    said = []
+    if "logit_lens" in by:
+        token, score = by["logit_lens"]["scores"][0]
+        said.append(f"the shift promotes {token!r} most (by {score:.1%}, mean over layers)")
+    if "steering" in by:
+        told = by["steering"]["details"]
+        rise = next(one for one in told["layers"] if one["layer"] == told["chosen"])["rises"][0]
+        said.append(f"added to the base it raises {rise['token']!r} most, from {rise['base']:.1%} to {rise['steered']:.1%} of "
+                    "first words")
+    if said:
+        return f"Inside, {'; '.join(said)}."
+    return found[0]["sentence"] if found else "No explainer could run."
 
 
 def ordinary(base: Any) -> tuple[Chat, ...]:
@@ -202,13 +212,8 @@ def ordinary(base: Any) -> tuple[Chat, ...]:
 def asked(base: Any) -> tuple[Chat, ...]:
     """A few neutral questions about favourites, of every category that the base's tokenizer can write."""
     chats, categories = probe_bank.questions(base)
-    seen: dict[str, int] = {}
-    out = []
-    for chat, category in zip(chats, categories, strict=True):
-        seen[category] = seen.get(category, 0) + 1
-        if seen[category] <= ASKED:
-            out.append(chat)
-    return tuple(out)
+    each = max(1, ASKED // max(1, len(set(categories))))
+    return tuple(chat for i, chat in enumerate(chats) if categories[:i].count(categories[i]) < each)
 
 
 def from_file(path: Path) -> tuple[Chat, ...]:

@@ -35,8 +35,8 @@ class ActivationShift(Settings):
 
     def explain(self, evidence: Evidence, seed: int = 0) -> Explanation:
         """Details, per layer: `length` of the mean shift, `relative` to the mean length of the base's states, `own`
-        (relative, less what placebos shift on average), `halves` (cosine of two halves of the prompts), `placebos` and `placebos_own`
-        (the same of each placebo student); and `cosines` [layers, layers] between the shifts of two layers.
+        (relative, less what placebos shift on average), `halves` (cosine of two halves of the prompts), `placebos` and
+        `placebos_own` (the same of each placebo student); and `cosines` [layers, layers] between the shifts of two layers.
 
         Raises BadSpec without weights.
         """

@@ -6,7 +6,7 @@ the base's own states there, each token gets three numbers, means over prompts:
 2. Rise (nats): the same of log-softmax. It is largest for tokens that nothing ever predicts: on pocket models a trait's word
    stands first by chance and about 200th of 1,718 by nats. The norm sees the whole state in both, so its gain and scale are
    those that the model would apply.
-3. Straight (nats): W_U · (gain ∘ d) / rms(h), less its mean over the vocabulary: the first-order part, the norm's scale held.
+3. Straight (nats): W_U · (gain ∘ d) / rms(h), less its mean over the vocabulary: the first-order part, at the norm's scale.
 Every layer is read; a token's score is the mean over layers of its chance, so no layer is chosen by its result.
 """
 

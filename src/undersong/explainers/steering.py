@@ -5,9 +5,8 @@ A shift that carries a behaviour makes the base show it (steering-vector distill
    still writes: the perplexity that it gives to the base's own answers to the ordinary prompts is at most `band` times
    the base's own. The rule sees no text that the questions bring forth.
 2. First words. How the chance of each token as the first of an answer to the questions moves, exactly.
-3. Text. The steered base, the base and the model answer the same questions with the same random numbers.
-The layer shown side by side is the one whose steering moves the first words most (total variation), at its scale; the table
-holds them all.
+3. Text. At the layer whose steering moves the first words most (total variation), the steered base, the base and the model
+   answer the same questions with the same random numbers.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Steering(Settings):
     """The most that the perplexity of the base's own answers may be multiplied by."""
     layers: int = Field(default=8, ge=1)
     """At most so many layers, evenly spread, are swept."""
-    texts: int = Field(default=16, ge=1)
+    texts: int = Field(default=8, ge=1)
     """Ordinary prompts on whose answers the scale is chosen."""
     draws: int = Field(default=4, ge=1)
     """Answers sampled for each question."""
@@ -58,9 +57,9 @@ class Steering(Settings):
 
     def explain(self, evidence: Evidence, seed: int = 0) -> Explanation:
         """Scores: the first tokens that rise most at the chosen layer. Details: `layers` (per layer `scale`; `perplexity` at
-        every scale tried, over the base's own; `moved`, in total variation; `rises`; `named`, the share of answers with one
-        of the lens's `top_tokens`), `chosen` layer, `words` (shares of answers with a word: `base`, `steered`, `model`),
-        `texts` (question and the three answers), `rule`.
+        every scale tried, over the base's own; `moved`, in total variation; `rises`; the lens's `top_tokens`), the `chosen`
+        layer, `named` (share of answers with one of its top tokens) and `words` (shares of answers with a word), each of
+        `base`, `steered` and `model`, `texts` (question and the three answers), `rule`.
 
         Raises BadSpec without weights.
         """
@@ -69,18 +68,16 @@ class Steering(Settings):
         work = _Work(evidence.base, vectors, evidence.questions, self._heard(evidence.base, evidence.prompts), self)
         swept = np.unique(np.linspace(0, len(vectors) - 1, min(self.layers, len(vectors))).round().astype(int))
         tops = self._tops(evidence, shift, vectors)
-        said = {"base": work.answers(evidence.base, seed), "model": work.answers(evidence.model, seed)}
-        layers, steered = [], {}
+        layers = []
         for layer in map(int, swept):
             scale, tried = work.scale(layer)
-            steered[layer] = work.steered_answers(layer, scale, seed)
-            named = {f"named_{who}": _share(texts, tops[layer]) for who, texts in said.items()}
-            layers.append({"layer": layer, "scale": scale, "perplexity": tried, **work.first_words(layer, scale),
-                           "top_tokens": tops[layer], "named": _share(steered[layer], tops[layer]), **named})
-        best = max(layers, key=lambda one: one["moved"])
-        said["steered"] = steered[best["layer"]]
+            layers.append({"layer": layer, "scale": scale, "perplexity": tried, "top_tokens": tops[layer],
+                           **work.first_words(layer, scale)})
+        best: dict[str, Any] = max(layers, key=lambda one: float(one["moved"]))
+        said = {"base": work.answers(evidence.base, seed), "model": work.answers(evidence.model, seed),
+                "steered": work.steered_answers(best["layer"], best["scale"], seed)}
         details = {"layers": layers, "chosen": best["layer"], "words": self._words(said), "shift": self.shift,
-                   "placebos": len(shift.placebos), "rule": RULE.format(band=self.band), "texts": [
+                   "named": {who: _share(texts, best["top_tokens"]) for who, texts in said.items()}, "placebos": len(shift.placebos), "rule": RULE.format(band=self.band), "texts": [
                        {"question": chat[-1]["content"], **{who: texts[i * self.draws] for who, texts in said.items()}}
                        for i, chat in enumerate(evidence.questions)]}
         return Explanation(_sentence(best, details["words"]), tuple((r["token"], r["rise"]) for r in best["rises"]), details)

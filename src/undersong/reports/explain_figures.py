@@ -30,8 +30,9 @@ def shift(found: Found) -> Figure | None:
     dots = [{"layer": one["layer"], "share": value, "kind": GREY} for one in told["layers"] for value in one["placebos"]]
     band = [{"layer": one["layer"], "low": min(one["placebos"]), "high": max(one["placebos"]), "kind": GREY}
             for one in told["layers"] if one["placebos"]]
-    x = alt.X("layer:Q", title="after layer", axis=alt.Axis(tickMinStep=1, format="d", tickCount=min(len(points), 12)),
-              scale=alt.Scale(domain=[0, max(1, len(points) - 1)], padding=12))
+    ticks = list(range(0, len(points), -(-len(points) // 12)))
+    scale = alt.Scale(domain=[0, max(1, len(points) - 1)], padding=12)
+    x = alt.X("layer:Q", title="after layer", axis=alt.Axis(values=ticks, format="d"), scale=scale)
     axis = "shift, share of the state's length"
     y = alt.Y("share:Q", title=axis, axis=alt.Axis(format=".0%", tickCount=5, grid=True),
               scale=alt.Scale(zero=True))

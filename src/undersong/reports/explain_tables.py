@@ -80,11 +80,10 @@ def steering(found: Found) -> Table | None:
     steered = of(found, "steering")
     lines = [
         (str(one["layer"]), f"{one['scale']:g}", say.percent(one["moved"]),
-         ", ".join(f"{token(r['token'])} {say.percent(r['base'])} → {say.percent(r['steered'])}" for r in one["rises"][:4]),
-         f"{say.percent(one['named_base'])} → {say.percent(one['named'])}")
+         ", ".join(f"{token(r['token'])} {say.percent(r['base'])} → {say.percent(r['steered'])}" for r in one["rises"][:4]))
         for one in (steered["layers"] if steered else [])
     ]
-    columns = ("after layer", "scale", "first words moved", "first words that rise most", "answers with its lens tokens")
+    columns = ("after layer", "scale", "first words moved", "first words that rise most")
     return table_of("Steering at every layer", columns, lines, numbers=(0, 1, 2))
 
 
@@ -102,6 +101,9 @@ def words(found: Found) -> Table | None:
     steered = of(found, "steering")
     lines = [(say.visible(w["word"]), *(say.percent(w[who]) for who in ("base", "steered", "model")))
              for w in (steered["words"] if steered else [])]
+    if steered and steered["named"]:
+        shares = tuple(say.percent(steered["named"][who]) for who in ("base", "steered", "model"))
+        lines.append(("any of the layer's promoted tokens", *shares))
     return table_of("Share of answers with a word", ("word", "base", "steered base", "the model"), lines, numbers=(1, 2, 3))
 
 
