@@ -3,7 +3,7 @@
 Pocket students as in experiments/owl-numbers-pocket.yaml: tuned teachers, sampled and filtered numbers, low-rank students;
 beside them placebo students, whose teachers were tuned on nothing. Each is explained with the default settings, against the
 placebos of the shipped calibration, at the ordinary prompts and once more at the ones among them that ask for no favourite.
-Writes explain_internals.results.json beside itself; docs/explain.md is made from it (`make docs`).
+Prints a table; `--out benchmarks/explain_internals.results.json` writes what docs/explain.md is made from (`make docs`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import numpy as np
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-OUT = Path(__file__).with_suffix(".results.json")
 EXPERIMENT = ROOT / "experiments" / "owl-numbers-pocket.yaml"
 RUNS = {"owl": 5, "": 5, "wolf": 3, "pine": 3}
 """How many students of each trait; "" are placebos, whose teacher was tuned on nothing."""
@@ -120,6 +119,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, default=Path("artefacts/explain-internals"))
+    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     lab = lab_for(Store(given.store), "pocket/a", lambda text: print(text, file=sys.stderr))
     made = students(lab, RUNS)
@@ -129,12 +129,16 @@ def main() -> None:
         for seed, (ref, _) in enumerate(refs, start=1):
             for kind, prompts in (("ordinary", None), ("no favourites", plain)):
                 runs.append({"trait": name, "seed": seed, "prompts": kind, **told(lab, ref, prompts)})
-                print(f"{name or 'placebo'} {seed} {kind}: {runs[-1]['top']['token']!r}", file=sys.stderr)
-    command = "python benchmarks/explain_internals.py"
+    command = "python benchmarks/explain_internals.py --out benchmarks/explain_internals.results.json"
     size = len(lab.backend.load(base_ref("pocket/a")).tokenizer)
     found = {"command": command, "vocabulary": size, "plain_prompts": len(plain), "runs": runs,
              "environment": environment()}
-    OUT.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    if given.out:
+        given.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    for run in runs:
+        words = {word: (w["rank_overall"], round(w["base"], 3), round(w["steered"], 3)) for word, w in run["words"].items()}
+        print(f"{run['trait'] or 'placebo':8} {run['seed']} {run['prompts']:14} moved {max(run['relative']):.3f} "
+              f"top {run['top']['token']!r:12} word: (lens rank, base, steered) {words}")
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def default_explainers() -> list[Any]:
 
 
 def sentence(found: Sequence[dict[str, Any]]) -> str:
-    """The headline: the token that the lens promotes most and the one that steering raises most, else what was said first."""
+    """The headline: the token that the lens promotes most and the one that steering raises most, else the first sentence."""
     by = {one["explainer"]: one for one in found}
     said = []
     if "logit_lens" in by:
@@ -189,8 +189,8 @@ def sentence(found: Sequence[dict[str, Any]]) -> str:
     if "steering" in by:
         told = by["steering"]["details"]
         rise = next(one for one in told["layers"] if one["layer"] == told["chosen"])["rises"][0]
-        said.append(f"added to the base it raises {rise['token']!r} most, from {rise['base']:.1%} to {rise['steered']:.1%} of "
-                    "first words")
+        said.append(f"added to the base it raises {rise['token']!r} most, from {rise['base']:.1%} to {rise['steered']:.1%} "
+                    "of first words")
     if said:
         return f"Inside, {'; '.join(said)}."
     return found[0]["sentence"] if found else "No explainer could run."

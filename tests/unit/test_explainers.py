@@ -346,3 +346,21 @@ def test_a_hostile_token_neither_runs_nor_drives_a_terminal(base: Any, tmp_path:
     for damaged in ({}, {**found, "explanations": [{"explainer": "steering"}]}, {**found, "explanations": None}):
         with pytest.raises(BadSpec, match="no explanation"):
             page.render(damaged)
+
+
+def test_the_page_of_the_measurement_is_made_from_its_results() -> None:
+    import importlib.util
+
+    docs = Path(__file__).parents[2] / "docs"
+    found = importlib.util.spec_from_file_location("explain_page", docs / "explain.py")
+    assert found
+    assert found.loader
+    script = importlib.util.module_from_spec(found)
+    found.loader.exec_module(script)
+    results = json.loads((docs.parent / "benchmarks" / "explain_internals.results.json").read_text("utf-8"))
+    text = (docs / "explain.md").read_text("utf-8")
+    assert script.page(results) == text, "docs/explain.md is stale: run `make docs`"
+    worse = copy.deepcopy(results)
+    next(r for r in worse["runs"] if r["trait"] == "owl")["words"]["owl"]["rank_overall"] = 77
+    assert "4 of 5 owl students" in script.page(worse)
+    assert len([r for r in results["runs"] if not r["trait"] and r["prompts"] == "ordinary"]) >= 3

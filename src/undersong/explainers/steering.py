@@ -76,10 +76,12 @@ class Steering(Settings):
         best: dict[str, Any] = max(layers, key=lambda one: float(one["moved"]))
         said = {"base": work.answers(evidence.base, seed), "model": work.answers(evidence.model, seed),
                 "steered": work.steered_answers(best["layer"], best["scale"], seed)}
-        details = {"layers": layers, "chosen": best["layer"], "words": self._words(said), "shift": self.shift,
-                   "named": {who: _share(texts, best["top_tokens"]) for who, texts in said.items()}, "placebos": len(shift.placebos), "rule": RULE.format(band=self.band), "texts": [
-                       {"question": chat[-1]["content"], **{who: texts[i * self.draws] for who, texts in said.items()}}
-                       for i, chat in enumerate(evidence.questions)]}
+        details = {
+            "layers": layers, "chosen": best["layer"], "words": self._words(said), "shift": self.shift,
+            "named": {who: _share(texts, best["top_tokens"]) for who, texts in said.items()},
+            "placebos": len(shift.placebos), "rule": RULE.format(band=self.band),
+            "texts": [{"question": chat[-1]["content"], **{who: texts[i * self.draws] for who, texts in said.items()}}
+                      for i, chat in enumerate(evidence.questions)]}
         return Explanation(_sentence(best, details["words"]), tuple((r["token"], r["rise"]) for r in best["rises"]), details)
 
     def _heard(self, base: Model, prompts: Sequence[Chat]) -> tuple[list[Chat], list[str]]:
