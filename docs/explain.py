@@ -132,8 +132,8 @@ def steering_said(of: dict[str, list[Run]], placebos: list[Run], plain: list[Run
     silent = {t: [r for r in plain if r["trait"] == t] for t in of}
     lines = [against(of, placebos), "\nThe same with shifts read at the prompts that ask for no favourite:\n",
              against(silent, [r for r in plain if not r["trait"]])]
-    return "\n".join(lines) + ("\n\nA placebo's shift is small, so the rule gives it a larger scale: what it makes the base say "
-                              "is noise made loud.")
+    return "\n".join(lines) + ("\n\nA placebo's shift is small, so the rule gives it a larger scale: what it makes the base "
+                              "say is noise made loud.")
 
 
 def against(of: dict[str, list[Run]], placebos: list[Run]) -> str:
