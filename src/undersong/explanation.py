@@ -189,8 +189,9 @@ def sentence(found: Sequence[dict[str, Any]]) -> str:
     if "steering" in by:
         told = by["steering"]["details"]
         rise = next(one for one in told["layers"] if one["layer"] == told["chosen"])["rises"][0]
-        said.append(f"added to the base it raises {rise['token']!r} most, from {rise['base']:.1%} to {rise['steered']:.1%} "
-                    "of first words")
+        if rise["rise"] > 0:
+            said.append(f"added to the base it raises {rise['token']!r} most, from {rise['base']:.1%} to "
+                        f"{rise['steered']:.1%} of first words")
     if said:
         return f"Inside, {'; '.join(said)}."
     return found[0]["sentence"] if found else "No explainer could run."

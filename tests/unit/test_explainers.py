@@ -186,10 +186,20 @@ def test_steering_with_a_planted_word_says_it(base: Any, tmp_path: Path) -> None
     for one in told.values():
         within = [t for t in one["perplexity"] if t["within"]]
         assert all(t["ratio"] <= 2 for t in within)
-        assert one["scale"] == (max(t["scale"] for t in within) if within else 1)
+        assert one["scale"] == (max(t["scale"] for t in within) if within else 0)
         assert all(not t["within"] for t in one["perplexity"][len(within):])
     assert found.details["named"]["steered"] >= found.details["named"]["base"]
     assert hooks == [len(layer._forward_hooks) for layer in base.module.model.layers]  # the base is as it was
+
+
+def test_a_shift_that_breaks_the_base_is_not_added(base: Any, tmp_path: Path) -> None:
+    noise = np.random.default_rng(3).normal(size=96)
+    model = vector(tmp_path, 1, 2000 * noise / np.linalg.norm(noise))
+    found = Steering(draws=1, texts=4, max_new_tokens=4).explain(held(base, model))
+    assert [one["scale"] for one in found.details["layers"][1:]] == [0, 0]
+    assert found.details["layers"][1]["moved"] == pytest.approx(0, abs=1e-6)
+    assert all(t["base"] == t["steered"] for t in found.details["texts"])
+    assert found.sentence.startswith("Added at no layer")  # before the planted layer there is no shift
 
 
 def test_weights_that_moved_and_their_rank(base: Any) -> None:

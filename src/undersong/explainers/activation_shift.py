@@ -7,7 +7,7 @@ shift is one direction whatever is asked, 0 when it is noise), and the shifts of
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -43,7 +43,7 @@ class ActivationShift(Settings):
         shift = shifts.of(evidence, self.answer, self.micro_batch)
         whole, own, norms = shift.whole, shift.own, shift.norms
         halves = stability(shift, self.splits, seed)
-        layers = [
+        layers: list[dict[str, Any]] = [
             {"layer": i, "length": float(np.linalg.norm(whole[i])), "relative": float(np.linalg.norm(whole[i]) / norms[i]),
              "own": float(np.linalg.norm(own[i]) / norms[i]), "halves": float(halves[i]),
              "placebos": [float(np.linalg.norm(p[i]) / norms[i]) for p in shift.placebos],
@@ -70,11 +70,11 @@ def stability(shift: Shift, splits: int, seed: int) -> Floats:
     return out / splits
 
 
-def _sentence(layers: list[dict[str, object]]) -> str:
-    top = max(layers, key=lambda one: float(str(one["relative"])))
+def _sentence(layers: list[dict[str, Any]]) -> str:
+    top = max(layers, key=lambda one: float(one["relative"]))
     said = (f"The residual stream moves most after layer {top['layer']}: by {top['relative']:.1%} of its length; the shifts "
             f"of two halves of the prompts have cosine {top['halves']:.2f}.")
     usual = top["placebos"]
-    if isinstance(usual, list) and usual:
+    if usual:
         said += f" {len(usual)} placebo students move there by {min(usual):.1%} to {max(usual):.1%}."
     return said

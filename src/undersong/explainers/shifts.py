@@ -53,11 +53,11 @@ class Shift:
         count = len(self.placebos)
         if count < 2:
             return self.placebos[:0]
-        return self.placebos - (self.placebos.sum(axis=0) - self.placebos) / (count - 1)
+        return np.asarray(self.placebos - (self.placebos.sum(axis=0) - self.placebos) / (count - 1))
 
     def spread(self, count: int) -> NDArray[np.float32]:
         """At most `count` of the base's states, evenly spread over the prompts."""
-        return self.states[np.linspace(0, len(self.states) - 1, min(count, len(self.states))).round().astype(int)]
+        return np.asarray(self.states[np.linspace(0, len(self.states) - 1, min(count, len(self.states))).round().astype(int)])
 
     @property
     def norms(self) -> Floats:

@@ -3,7 +3,7 @@
 A shift that carries a behaviour makes the base show it (steering-vector distillation, arXiv 2606.00995). Per layer:
 1. Scale. The shift is added at every position, multiplied by rising scales. The largest is taken at which the steered base
    still writes: the perplexity that it gives to the base's own answers to the ordinary prompts is at most `band` times
-   the base's own. The rule sees no text that the questions bring forth.
+   the base's own; a layer where none is stays unsteered (scale 0). The rule sees no answer to the questions.
 2. First words. How the chance of each token as the first of an answer to the questions moves, exactly.
 3. Text. At the layer whose steering moves the first words most (total variation), the steered base, the base and the model
    answer the same questions with the same random numbers.
@@ -38,7 +38,7 @@ class Steering(Settings):
 
     shift: Literal["own", "whole"] = "own"
     """`own`: less what placebo students shift on average, where these are at hand. `whole`: as it is."""
-    scales: tuple[float, ...] = Field(default=(1.0, 2.0, 4.0, 8.0, 16.0), min_length=1)
+    scales: tuple[float, ...] = Field(default=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0), min_length=1)
     """Multiples of the shift that are tried."""
     band: float = Field(default=2.0, gt=1)
     """The most that the perplexity of the base's own answers may be multiplied by."""
@@ -126,9 +126,9 @@ class _Work:
         self.asked = [chat for chat in self.questions for _ in range(self.settings.draws)]
 
     def scale(self, layer: int) -> tuple[float, list[dict[str, float]]]:
-        """The largest scale within the band (the smallest tried where none is), and the perplexity at each."""
+        """The largest scale up to which all are within the band (0 where none is), and the perplexity at each tried."""
         tried: list[dict[str, float]] = []
-        chosen = min(self.settings.scales)
+        chosen = 0.0
         for scale in sorted(self.settings.scales):
             with self._steered(layer, scale):
                 ratio = self._perplexity() / self.plain
@@ -176,6 +176,8 @@ def _share(texts: Sequence[str], words: Sequence[str]) -> float:
 
 
 def _sentence(best: dict[str, Any], words: Sequence[dict[str, Any]]) -> str:
+    if best["moved"] < 1e-6:
+        return "Added at no layer does the shift move the base's first words at a scale that leaves its own text whole."
     rise = best["rises"][0]
     said = (f"Adding {best['scale']:g} times the shift after layer {best['layer']} moves the base's first words by "
             f"{best['moved']:.1%}; {rise['token']!r} rises most, from {rise['base']:.1%} to {rise['steered']:.1%}.")
