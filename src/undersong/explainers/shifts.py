@@ -57,7 +57,8 @@ class Shift:
 
     def spread(self, count: int) -> NDArray[np.float32]:
         """At most `count` of the base's states, evenly spread over the prompts."""
-        return np.asarray(self.states[np.linspace(0, len(self.states) - 1, min(count, len(self.states))).round().astype(int)])
+        picked = np.linspace(0, len(self.states) - 1, min(count, len(self.states))).round().astype(int)
+        return np.asarray(self.states[picked])
 
     @property
     def norms(self) -> Floats:
