@@ -22,7 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = ROOT / "experiments" / "owl-numbers-pocket.yaml"
 RUNS = {"owl": 5, "": 5, "wolf": 3, "pine": 3}
 """How many students of each trait; "" are placebos, whose teacher was tuned on nothing."""
-WATCHED = ("owl", "wolf", "pine")
+HELD_OUT = {"tiger": 3, "maple": 3}
+"""Traits looked at only after every setting of the explainers was fixed; the settings were chosen on those of `RUNS`."""
+WATCHED = ("owl", "wolf", "pine", "tiger", "maple")
 TASTE = ("favorite", "love", "like", "best", "happy", "enjoy", "choose", "prefer", "pick", "animal", "tree")
 """A prompt with one of these words may ask for a favourite."""
 
@@ -122,7 +124,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     lab = lab_for(Store(given.store), "pocket/a", lambda text: print(text, file=sys.stderr))
-    made = students(lab, RUNS)
+    made = students(lab, RUNS) | students(lab, HELD_OUT)
     plain = without_taste(ordinary(lab.backend.load(base_ref("pocket/a"))))
     runs = []
     for name, refs in made.items():
@@ -131,7 +133,7 @@ def main() -> None:
                 runs.append({"trait": name, "seed": seed, "prompts": kind, **told(lab, ref, prompts)})
     command = "python benchmarks/explain_internals.py --out benchmarks/explain_internals.results.json"
     size = len(lab.backend.load(base_ref("pocket/a")).tokenizer)
-    found = {"command": command, "vocabulary": size, "plain_prompts": len(plain), "runs": runs,
+    found = {"command": command, "vocabulary": size, "plain_prompts": len(plain), "held_out": list(HELD_OUT), "runs": runs,
              "environment": environment()}
     if given.out:
         given.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")

@@ -58,6 +58,9 @@ Pocket students as in [owl-numbers-pocket](../experiments/owl-numbers-pocket.yam
 shown. The explainers know no trait. The placebos they compare with are the {len(ordinary[0]['placebos'][0])} of the shipped
 calibration, none of these. All four explainers take {min(seconds):.0f} to {max(seconds):.0f} s a student on one core.
 
+Settings of the explainers (where states are read, tokens ranked by chance) were chosen on the students of
+{several(t for t in traits if t not in found['held_out'])}; those of {several(found['held_out'])} were looked at after that.
+
 ## How far the residual stream moves
 
 Largest shift of any layer, as a share of the length of the base's states, at the ordinary prompts.

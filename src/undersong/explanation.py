@@ -23,7 +23,7 @@ from undersong.backends.tokens import token_ids
 from undersong.calibration import template
 from undersong.detectors import PLACEBO, probe_bank
 from undersong.environment import environment
-from undersong.errors import BadSpec
+from undersong.errors import BadSpec, BrokenArtefact
 from undersong.explainers import Evidence, Several
 from undersong.lab import Lab, base_ref
 from undersong.models import model_ref
@@ -58,14 +58,15 @@ class Explaining:
 
     @cached_property
     def refs(self) -> tuple[ModelRef, ModelRef]:
-        """The model and its base. Raises BadSpec where the base is not told and cannot be read off the model."""
+        """The model and its base, both to be read in float32: a small change is lost in less. Raises BadSpec where the base
+        is not told and cannot be read off the model."""
         changed = model_ref(self.model, self.base, self.lab)
         plain = not (changed.weights or changed.adapter or changed.vector or changed.system)
         if self.base is None and plain:
             raise BadSpec(f"What changed inside {self.model!r} is told against the model it started from. Give that as "
                           "--base.")
-        start = model_ref(self.base, None, self.lab) if self.base else base_ref(changed.base, changed.precision)
-        return changed, dataclasses.replace(start, precision=changed.precision)
+        start = model_ref(self.base, None, self.lab) if self.base else base_ref(changed.base)
+        return dataclasses.replace(changed, precision="float32"), dataclasses.replace(start, precision="float32")
 
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
@@ -158,8 +159,7 @@ class Explaining:
         """One explanation, from the store where it is there."""
         uses = {*explainer.needs, *getattr(explainer, "may_use", ())}
         texts = {token: self.evidence[token] for token in ("prompts", "questions") if token in uses}
-        spec = {"verb": "explain", "explainer": describe(explainer), "seed": self.seed,
-                "texts": fingerprint(texts), "precision": self.refs[0].precision}
+        spec = {"verb": "explain", "explainer": describe(explainer), "seed": self.seed, "texts": fingerprint(texts)}
         parents = [ref.fingerprint for ref in (*self.refs, *(self.placebos if "placebos" in uses else ()))]
         with self.lab.store.open("explanation", explainer.plugin_name, spec, parents) as artefact:
             if not artefact.complete:
@@ -168,7 +168,10 @@ class Explaining:
                 artefact.write_json("explanation", dataclasses.asdict(explainer.explain(evidence, self.seed)))
                 artefact.finish({"explainer": explainer.plugin_name})
             got = artefact.read_json("explanation")
-        return Explanation(got["sentence"], tuple((str(n), float(v)) for n, v in got["scores"]), got["details"])
+        try:
+            return Explanation(got["sentence"], tuple((str(n), float(v)) for n, v in got["scores"]), dict(got["details"]))
+        except (KeyError, TypeError, ValueError):
+            raise BrokenArtefact(f"{artefact.path} holds no explanation. Remove it and run the command again.") from None
 
 
 def default_explainers() -> list[Any]:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from undersong import spec
 from undersong.backends.residuals import ReadOut, stream
-from undersong.errors import BadSpec, MissingModel, UnknownName
+from undersong.errors import BadSpec, BrokenArtefact, MissingModel, UnknownName
 from undersong.explainers import Evidence, Several, lens, shifts
 from undersong.explainers.activation_shift import ActivationShift, stability
 from undersong.explainers.logit_lens import LogitLens
@@ -266,6 +266,12 @@ def test_a_second_run_reads_the_store(base: Any, tmp_path: Path, lines: Path, mo
     again = Explaining(lab, str(model), "pocket/a", chosen, lines).run()
     assert [one["details"] for one in again["explanations"]] == [one["details"] for one in first["explanations"]]
     record = lab.store.records("explanation")[0]
+    file = next(lab.store.get(record["fingerprint"]).path.glob("explanation.json"))
+    kept = file.read_bytes()
+    file.write_text('{"sentence": 1}', "utf-8")
+    with pytest.raises(BrokenArtefact):
+        Explaining(lab, str(model), "pocket/a", chosen, lines).run()
+    file.write_bytes(kept)
     assert set(record["parents"]) >= {first["model"]["fingerprint"], first["base"]["fingerprint"]}
     with pytest.raises(TypeError):
         Explaining(lab, str(model), "pocket/a", chosen, lines, seed=1).run()
