@@ -33,9 +33,10 @@ lint: $(READY)  ## ruff and mypy
 bench: $(READY)  ## every benchmark prints its table (that of detectors takes an hour and has its own command)
 	@for script in $(filter-out benchmarks/detectors.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-docs: $(READY)  ## write docs/commands.md, docs/plugins.md, docs/experiments.md and docs/benchmark.md
+docs: $(READY)  ## write docs/commands.md, docs/plugins.md, docs/experiments.md, docs/benchmark.md, docs/explain.md
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/benchmark.py benchmarks/detectors.results.json
+	$(BIN)/python docs/explain.py benchmarks/explain_internals.results.json
 
 clean:  ## remove the environment and caches; artefacts stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis

@@ -48,12 +48,12 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     ("models",),
     ("exemplars", "verdict", "relation"),
     ("calibration",),
-    ("audit",),
+    ("audit", "explanation"),
     ("experiment", "reports", "logits", "evaluation"),
     ("results",),
     ("doctor", "laboratory"),
     ("screen",),
-    ("auditing", "tracing"),
+    ("auditing", "tracing", "explaining"),
     ("cli",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from undersong.backends import Model, tokens
+from undersong.backends.residuals import padded
 from undersong.detectors import PLACEBO, Evidence, Exemplars, probe_bank, uncalibrated
 from undersong.errors import BadSpec
 from undersong.registry import Settings, plugin
@@ -189,16 +190,10 @@ def residuals(model: Model, prompts: Sequence[Ids], micro_batch: int) -> Floats:
                       "that reads answers (`vocabulary_scan`) or rows.")
     inner, device = model.module.base_model, next(model.module.parameters()).device
     total: Any = 0.0
-    for i in range(0, len(prompts), micro_batch):
-        here = prompts[i : i + micro_batch]
-        ids = np.zeros((len(here), max(map(len, here))), dtype=np.int64)
-        seen = np.zeros_like(ids)
-        for j, row in enumerate(here):  # padded behind: no token sees what comes after it
-            ids[j, : len(row)], seen[j, : len(row)] = row, 1
-        last = torch.tensor([len(row) - 1 for row in here], device=device)
+    for _, given in padded(prompts, device, micro_batch):
+        last = given["attention_mask"].sum(dim=1) - 1
         with torch.inference_mode():
-            given = {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(seen).to(device)}
             states = inner(**given, output_hidden_states=True, use_cache=False).hidden_states[1:]
-            rows = torch.arange(len(here), device=device)
+            rows = torch.arange(len(last), device=device)
             total = total + torch.stack([s[rows, last].double().sum(dim=0) for s in states]).cpu()
     return np.asarray((total / len(prompts)).numpy())

@@ -1,0 +1,50 @@
+"""The command `explain`. Thin: it parses arguments, calls the library and prints what it gave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from undersong import screen
+from undersong.errors import BadSpec
+from undersong.screen import ARTEFACTS, JsonOption, StoreOption
+
+
+def add(app: typer.Typer) -> None:
+    """Give an application this command."""
+    app.command()(explain)
+
+
+def explain(
+    model: Annotated[str, typer.Argument(help="The model: a folder, an adapter, an artefact of the store.")],
+    base: Annotated[str | None, typer.Option(help="The model it started from; an artefact of the store knows it.")] = None,
+    explainer: Annotated[list[str] | None, typer.Option(help="Only this explainer; repeat for more.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Ordinary prompts, one a line, instead of the shipped ones.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of sampled answers.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Where the HTML report goes; STORE/reports by default.")] = None,
+    store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
+) -> None:
+    """Show what changed inside a model: activations, tokens, text, weights. Exit code: 0 done, 3 input error."""
+    import sys
+
+    from undersong.explanation import Explaining
+    from undersong.lab import lab_for
+    from undersong.reports import explain as page
+    from undersong.spec import build
+    from undersong.store import clean_label
+
+    if seed < 0:
+        raise BadSpec("--seed is 0 or more. Change it.")
+    with screen.progress() as say:
+        lab = lab_for(screen.opened(store), base or "", say)
+        chosen = [build("explainer", e, "--explainer") for e in screen.specs(explainer or [], "--explainer")]
+        found = Explaining(lab, model, base, chosen, prompts, seed).run()
+    found["command"] = "undersong " + " ".join(sys.argv[1:])
+    target = report or store / "reports" / f"explain-{clean_label(Path(model).name)}.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.with_suffix(".json").write_text(json.dumps(found, indent=1), "utf-8")
+    page.write(found, target)
+    screen.say(as_json, found, f"{page.summary(found)}\n\nReport:  {target}")
