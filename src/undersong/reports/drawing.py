@@ -14,12 +14,12 @@ from undersong.lineage import KIN
 from undersong.reports.parts import Box, Drawing, Line
 from undersong.reports.stacks import Bond, Stack, Stacks
 
-WIDE, HIGH, ACROSS, DOWN = 168, 66, 42, 14
+WIDE, HIGH, ACROSS, DOWN = 164, 66, 40, 14
 """Of a box: width and height; of the gaps: between columns and between boxes. In pixels; five columns fill a page."""
 EDGE = 6
 """Pixels left around the drawing."""
 SWEEPS = 6
-LETTERS = 25
+LETTERS = 21
 """Letters of a box's label that fit on a line."""
 PREFIX = {"teacher": "teacher-", "student": "student-", "rows": "raw-", "refined": "rows-"}
 """What labels repeat of their role."""
@@ -83,7 +83,7 @@ def _box(stack: Stack, x: float, y: float) -> Box:
     lines = textwrap.wrap(short, LETTERS, max_lines=2, placeholder="…") or [short]
     names = ", ".join(m.name for m in stack.members[:6]) + (" …" if len(stack.members) > 6 else "")
     title = "\n".join(t for t in (f"{stack.role}: {stack.title}", stack.says, names) if t)
-    says = textwrap.shorten(stack.says, LETTERS + 5, placeholder="…") if len(lines) == 1 else ""
+    says = textwrap.shorten(stack.says, LETTERS + 7, placeholder="…") if len(lines) == 1 else ""
     role = ROLES.get(stack.role, stack.role) + many
     return Box(round(x, 1), round(y, 1), WIDE, HIGH, stack.role.replace(" ", "-"), role, tuple(lines), says, title, bool(many))
 

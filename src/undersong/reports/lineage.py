@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 MOST = 300
 """Lines of a table of the page; the JSON holds them all."""
 
+WORDS = {"trained": "starts from", "taught": "taught from"}
+PLAIN = ("rows", "refined")
+"""Roles that a tree need not name: what such a node says, says it."""
+
 
 def render(graph: Graph, about: str, every: bool = False, apart: bool = False) -> str:
     """The page as a string; the same graph gives the same bytes. Raises MissingExtra without the `[report]` extra."""
@@ -77,7 +81,7 @@ def _print(graph: Graph, every: bool, apart: bool, console: Console) -> None:
         console.print(Text(f"ALARM  {alarm}", style="bold"))
     console.print()
     for line in tree(stacks):
-        console.print(Text(line, overflow="ellipsis", no_wrap=True))
+        console.print(Text(line), no_wrap=True, overflow="ellipsis")
     table = _tested(graph, MOST)
     if table is not None:
         put(table, console)
@@ -107,9 +111,9 @@ def tree(stacks: Stacks) -> list[str]:
     while todo:
         i, bar, corner = todo.pop()
         stack = stacks.stacks[i]
-        others = dict.fromkeys(f"{way} {stacks.stacks[p].title}" for p, way in parents[i] if p not in (home.get(i), i))
-        says = "; ".join(s for s in (stack.says, *others) if s)
-        lines.append(f"{bar}{corner}{stack.title}  [{stack.role}]{'  ' + says if says else ''}")
+        others = dict.fromkeys(f"{WORDS.get(way, way)} {stacks.stacks[p].title}" for p, way in parents[i] if p not in (home.get(i), i))
+        role = "" if stack.label.startswith(stack.role) or stack.role in PLAIN else f"[{stack.role}]"
+        lines.append("  ".join(s for s in (f"{bar}{corner}{stack.title}", role, "; ".join((*others, stack.says))) if s))
         inner = bar + ("" if not corner else "   " if corner.startswith("└") else "┊  ")
         for place, child in enumerate(reversed(below[i])):
             todo.append((child, inner, "└┄ " if place == 0 else "├┄ "))
