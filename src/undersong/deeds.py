@@ -76,8 +76,9 @@ class Read:
     told: tuple[str, ...]
 
 
-def read(records: Sequence[Mapping[str, Any]]) -> Read:
-    """Nodes and declared edges of records, each parent that is none of them included."""
+def read(records: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]] = ()) -> Read:
+    """Nodes and declared edges of records, each parent that is none of them included, and each model that `results` (records
+    of kinship) are about."""
     nodes = {r["fingerprint"]: _node(r) for r in records}
     edges, forged, told = list[Edge](), list[str](), list[str]()
     for record in records:
@@ -87,9 +88,10 @@ def read(records: Sequence[Mapping[str, Any]]) -> Read:
             forged.append(f"{node.name} has {len(record['parents'])} parents, which no {node.role} has: it is forged.")
             ways = ["made from"] * len(record["parents"])
         edges += [Edge(parent, node.mark, way) for parent, way in zip(record["parents"], ways, strict=True)]
-    absent = dict.fromkeys(e.parent for e in edges if e.parent not in nodes)
-    claims = _claims(records)
-    known = _bases(list(absent), claims)
+    absent = dict.fromkeys(m for m in (*(e.parent for e in edges), *(p for r in results for p in r["parents"]))
+                           if m not in nodes)
+    claims, names = _claims(records), _names(results)
+    known = _bases(list(absent), {m: claims.get(m, set()) | {names.get(m, "")} - {""} for m in absent})
     starts = {e.parent for e in edges if e.way in (*WEIGHTS, "wrote")}
     for mark in absent:
         if mark in known:
@@ -100,7 +102,7 @@ def read(records: Sequence[Mapping[str, Any]]) -> Read:
             nodes[mark] = Node(mark, "base", "unknown base", "unknown base", says)
             told.append(f"The base {mark} is unknown here ({says}). Its edges are declared only.")
         else:
-            nodes[mark] = Node(mark, "elsewhere", "elsewhere", "not in this store")
+            nodes[mark] = Node(mark, "elsewhere", "elsewhere", names.get(mark) or "not in this store")
     forged += _wrong(nodes, edges) + _circles(nodes, edges) + _misnamed(nodes, claims)
     lost = [e for e in edges if nodes[e.parent].role == "elsewhere" and e.way in MUST]
     told += [f"{e.parent}, from which {nodes[e.child].name} was made ({e.way}), is not in the store." for e in lost]
@@ -199,6 +201,12 @@ def _circles(nodes: Mapping[str, Node], edges: Sequence[Edge]) -> list[str]:
         return []
     some = ", ".join(nodes[m].name for m in left[:3])
     return [f"{some}{' and others' if len(left) > 3 else ''} descend from themselves, or from what does: forged."]
+
+
+def _names(results: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """What kinship results call their two models, by fingerprint."""
+    return {mark: _text(r["summary"].get(side), "name") for r in results
+            for mark, side in zip(r["parents"], ("a", "b"), strict=True)}
 
 
 def _claims(records: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:

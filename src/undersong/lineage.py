@@ -69,16 +69,12 @@ class Graph:
         """The graph of these records. Every record has the form that `store.read_record` checks; its content is not
         believed."""
         every = list(records)
-        read = deeds.read([r for r in every if r["kind"] != "kinship"])
-        tested, notes = [], []
-        for record in every:
-            if record["kind"] == "kinship" and record["status"] == "complete":
-                one = _tested(record)
-                if one is None or one.a not in read.nodes or one.b not in read.nodes:
-                    what = "is no kinship result" if one is None else "is about a model that this store does not know"
-                    notes.append(f"kinship/{record['label']}.{record['fingerprint']} {what}: left out.")
-                else:
-                    tested.append(one)
+        results = [r for r in every if r["kind"] == "kinship" and r["status"] == "complete"]
+        found = {r["fingerprint"]: _tested(r) for r in results}
+        read = deeds.read([r for r in every if r["kind"] != "kinship"], [r for r in results if found[r["fingerprint"]]])
+        tested = [t for t in found.values() if t is not None]
+        notes = [f"kinship/{r['label']}.{r['fingerprint']} is no kinship result: left out."
+                 for r in results if found[r["fingerprint"]] is None]
         bases = {mark: deeds.initialisation(n.label) for mark, n in read.nodes.items() if n.role == "base"}
         declared = {mark: start for mark, start in bases.items() if start}
         return cls(read.nodes, read.edges, tuple(tested), read.forged, (*told, *read.told, *notes), declared)
@@ -253,7 +249,7 @@ def record_relation(store: Store, result: Mapping[str, Any], a: ModelRef, b: Mod
         raise BadSpec("This is no kinship result, so it cannot be recorded. Give what `relation.relate` returned.")
     found = [{"test": t["test"], "relation": t["relation"], "p": t.get("p")} for t in result.get("tests", ())]
     spec = {"verb": "kinship", "alpha": result.get("alpha"), "relation": result["relation"], "tests": found}
-    keys = ("relation", "p", "power", "direction", "sentence")
+    keys = ("relation", "p", "power", "direction", "sentence", "a", "b")
     label = f"{a.base}-{b.base}".replace("/", "-")[-50:]
     with store.open("kinship", label, spec, (a.fingerprint, b.fingerprint)) as artefact:
         if not artefact.complete:

@@ -36,7 +36,7 @@ def draw(stacks: Stacks) -> Drawing:
                   f"declared: {stacks.stacks[link.child].title} was made ({link.way}) from {stacks.stacks[link.parent].title}"
                   + (f", {link.count} times" if link.count > 1 else ""))
              for link in stacks.links if places[link.parent][0] < places[link.child][0]]
-    lines += [Line(_arc(places[b.a], places[b.b]), _kind(b), _told(stacks, b)) for b in stacks.bonds]
+    lines += [Line(_arc(places[b.a], places[b.b]), _kind(b), _told(stacks, b)) for b in sorted(stacks.bonds, key=lambda b: bool(b.alarms))]
     width = max((x + WIDE for x, _ in places), default=WIDE) + EDGE
     height = max((y + HIGH for _, y in places), default=HIGH) + EDGE + 4
     kinds = {line.kind for line in lines}
@@ -47,19 +47,20 @@ def draw(stacks: Stacks) -> Drawing:
 def _places(stacks: Stacks) -> list[tuple[float, float]]:
     """The upper left corner of every stack's box."""
     columns: dict[int, list[int]] = defaultdict(list)
-    near: dict[int, list[int]] = defaultdict(list)
+    up: dict[int, list[int]] = defaultdict(list)
+    down: dict[int, list[int]] = defaultdict(list)
     for i, s in enumerate(stacks.stacks):
         columns[s.layer].append(i)
     for link in stacks.links:
         if abs(stacks.stacks[link.parent].layer - stacks.stacks[link.child].layer) == 1:
-            near[link.parent].append(link.child)
-            near[link.child].append(link.parent)
+            down[link.parent].append(link.child)
+            up[link.child].append(link.parent)
     step = HIGH + DOWN
     y = {i: float(place * step) for column in columns.values() for place, i in enumerate(column)}
     order = sorted(columns)
     for sweep in range(SWEEPS):
         for at in order if sweep % 2 == 0 else reversed(order):
-            _settle(columns[at], near, y, step)
+            _settle(columns[at], up if sweep % 2 == 0 else down, y, step)
     top = min(y.values(), default=0.0)
     return [(EDGE + order.index(s.layer) * (WIDE + ACROSS), EDGE + y[i] - top) for i, s in enumerate(stacks.stacks)]
 
