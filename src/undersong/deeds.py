@@ -128,16 +128,15 @@ def _node(record: Mapping[str, Any]) -> Node:
     if kind == "model":
         role = {"teach": "teacher", "train": "student"}.get(str(spec.get("verb")), "model")
         facts = {"by": _name(spec, "teacher") or _name(spec, "recipe"), "trait": _text(spec.get("trait"), "name"),
-                 "channel": _name(spec, "channel") or _clip(spec.get("channel")), "seed": _number(spec.get("seed")), "base": _text(told.get("ref"), "base")}
+                 "channel": _name(spec, "channel") or _clip(spec.get("channel")), "seed": _number(spec.get("seed")),
+                 "base": _text(told.get("ref"), "base")}
     if kind == "dataset":
         role = "refined" if spec.get("verb") == "refine" else "rows"
-        dropped = told.get("reasons")
-        filters = spec.get("filters")
+        filters = spec.get("filters") if isinstance(spec.get("filters"), list) else []
         facts = {"channel": _name(spec, "channel"), "seed": _number(spec.get("seed")) if role == "rows" else None,
                  "rows": _number(told.get("kept", told.get("rows"))), "given": _number(told.get("given")),
                  "passed": _number(told.get("passed")), "change": _name(spec, "change"),
-                 "filters": [_clip(f.get("name")) for f in filters if isinstance(f, dict)] if isinstance(filters, list) else [],
-                 "dropped": _dropped(dropped)}
+                 "filters": [_name({"": f}, "") for f in filters], "dropped": _dropped(told.get("reasons"))}
     if kind == "measurement":
         facts = {"probe": _name(spec, "probe"), "seed": _number(spec.get("seed"))}
     if kind == "finding":

@@ -192,14 +192,14 @@ class Graph:
         if t.relation in APART and starts[0] == starts[1]:
             return f"{what} declared to start from {names[0]}, but {tested}. One of them is not what its record says."
         if t.relation in KIN and starts[0] != starts[1]:
-            told = all(self.nodes[str(r)].role == "base" and (r in self.initialisations) for r in roots)
-            if one.role == two.role == "base" and not told:
+            if one.role == two.role == "base" and not {*roots} <= set(self.initialisations):
                 return None  # two bases declare nothing of each other: the test is news, and no contradiction
             return (f"{what} declared to start from {names[0]} and {names[1]}, but {tested}. Either a record is wrong or "
                     "the two bases are kin: test the bases themselves.")
         trained = next((n for n in (one, two) if n.changed), None)
-        if t.relation == "same_weights" and trained and t.b in {*self._above(t.a)} | {t.a} and t.a != t.b:
-            return f"{what} declared to differ by a training, but {tested}. The training changed nothing, or a copy took its place."
+        if t.relation == "same_weights" and trained and t.b in self.ancestors(t.a, WEIGHTS):
+            return (f"{what} declared to differ by a training, but {tested}. The training changed nothing, or a copy took "
+                    "its place.")
         return None
 
     def standing(self, t: Tested) -> str:
@@ -214,9 +214,6 @@ class Graph:
         untold = {t.a, t.b} == set(roots) and len({*roots}) == 2 and not {*roots} <= set(self.initialisations)
         return "undeclared" if untold else "agrees"
 
-    def _above(self, mark: str) -> list[str]:
-        return self.ancestors(mark, WEIGHTS)
-
     def _start(self, root: str) -> str:
         """What stands for the initialisation of a base: bases that were tested to be kin share it."""
         group, todo = {root}, [root]
@@ -226,7 +223,7 @@ class Graph:
                 if at in pair and t.relation in KIN and all(self.nodes[m].role == "base" for m in pair):
                     if pair <= set(self.initialisations):
                         continue  # declared of both: a test cannot change it, it can only contradict it
-                    todo += [m for m in pair - group]
+                    todo += sorted(pair - group)
                     group |= pair
         known = sorted(self.initialisations[m] for m in group if m in self.initialisations)
         return known[0] if known else min(group)

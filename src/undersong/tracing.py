@@ -24,6 +24,7 @@ def add(app: typer.Typer) -> None:
     """Give an application these commands."""
     app.command()(kinship)
     app.command()(lineage)
+    app.command()(risk)
 
 
 def kinship(
@@ -90,24 +91,24 @@ def lineage(
     artefact: Annotated[str | None, typer.Argument(help="An artefact or a base; the whole store when left out.")] = None,
     ancestors: Annotated[bool, typer.Option("--ancestors", help="What it was made from.")] = False,
     descendants: Annotated[bool, typer.Option("--descendants", help="What was made from it.")] = False,
-    models: Annotated[bool, typer.Option("--models", help="Every model that descends from it, through rows or weights.")] = False,
+    models: Annotated[bool, typer.Option("--models", help="Every model that descends from it.")] = False,
     wrote: Annotated[bool, typer.Option("--wrote", help="The rows this model wrote, as written and as filtered.")] = False,
     of_base: Annotated[bool, typer.Option("--of-base", help="Every model whose weights start from this base.")] = False,
-    common: Annotated[str | None, typer.Option(metavar="OTHER", help="The nearest common ancestors with another one.")] = None,
+    common: Annotated[str | None, typer.Option(metavar="OTHER", help="Nearest common ancestors with another.")] = None,
     test: Annotated[bool, typer.Option("--test", help="Test declared edges between models whose weights are here.")] = False,
     every: Annotated[bool, typer.Option("--every", help="Show measurements, findings and experiments too.")] = False,
     apart: Annotated[bool, typer.Option("--apart", help="Show every seed by itself.")] = False,
     report: Annotated[Path | None, typer.Option(help="Draw the graph into this HTML file.")] = None,
     store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
 ) -> None:
-    """Show what was made from what, and what was tested of it. Exit code: 0, 1 when a test contradicts a record, 3 input error."""
+    """Show what was made from what, and what was tested of it. Exit code: 0, 1 for an alarm, 3 input error."""
     from undersong.lineage import Graph
     from undersong.reports import lineage as page
 
     asked = {"ancestors": ancestors, "descendants": descendants, "models": models, "wrote": wrote, "of_base": of_base,
              "common": common is not None}
     if sum(asked.values()) > 1:
-        raise BadSpec("One question at a time: give one of --ancestors, --descendants, --models, --wrote, --of-base, --common.")
+        raise BadSpec("One question at a time: --ancestors, --descendants, --models, --wrote, --of-base or --common.")
     if artefact is None and any(asked.values()):
         raise BadSpec("Of what? Name an artefact or a base; `undersong lineage` alone lists them.")
     kept = screen.opened(store)
@@ -148,3 +149,38 @@ def _answer(graph: Graph, mark: str, question: str | None, other: str | None) ->
         return graph.models_from(mark)
     found: list[str] = getattr(graph, question)(mark)
     return found
+
+
+def risk(
+    base: Annotated[str, typer.Option(help="The model that the student starts from.")],
+    dataset: Annotated[str, typer.Option(help="The rows: a file, a folder of files, or a dataset of the store.")],
+    teacher: Annotated[str | None, typer.Option(help="The model that wrote them, if the store does not know it.")] = None,
+    student: Annotated[str | None, typer.Option(help="The trained model, if there is one.")] = None,
+    traits: Annotated[str | None, typer.Option(help="Suspected traits: names with commas, or a YAML list.")] = None,
+    alpha: Annotated[float, typer.Option(help="False-alarm rate of the statement.")] = 0.05,
+    smallest: Annotated[float, typer.Option(help="Green by audit only if this share of rows would have been seen.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Seed of drawing rows.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Where the HTML page goes; STORE/reports by default.")] = None,
+    store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
+) -> None:
+    """Say whether a trait could cross, is there, and did cross. Exit code: 0 green, 1 red, 2 amber, 3 input error."""
+    import sys
+
+    from undersong.lab import lab_for
+    from undersong.reports import risk as page
+    from undersong.risk import Risk
+    from undersong.ruling import EXITS
+    from undersong.traits import listed
+
+    if not 0 < alpha < 1 or not 0 < smallest <= 1 or seed < 0:
+        raise BadSpec("--alpha and --smallest lie between 0 and 1, --seed is 0 or more. Change them.")
+    with screen.progress() as say:
+        lab = lab_for(screen.opened(store), base, say)
+        found = Risk(lab, base, dataset, teacher, student, listed(traits) if traits else None, alpha, smallest, seed).run()
+    found["command"] = "undersong " + " ".join(sys.argv[1:])
+    target = report or store / "reports" / f"risk-{Path(dataset).stem}.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.with_suffix(".json").write_text(json.dumps(found, indent=1), "utf-8")
+    page.write(found, target)
+    screen.say(as_json, found, f"{page.summary(found)}\n\nReport:  {target}")
+    raise typer.Exit(EXITS[found["light"]])

@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 
 from undersong.lineage import KIN
 from undersong.reports.parts import Box, Drawing, Line
-from undersong.reports.stacks import Bond, Stack, Stacks
+from undersong.reports.stacks import Bond, Link, Stack, Stacks
 
 WIDE, HIGH, ACROSS, DOWN = 164, 66, 40, 14
 """Of a box: width and height; of the gaps: between columns and between boxes. In pixels; five columns fill a page."""
 EDGE = 6
 """Pixels left around the drawing."""
 SWEEPS = 6
-LETTERS = 21
+LETTERS = 20
 """Letters of a box's label that fit on a line."""
 PREFIX = {"teacher": "teacher-", "student": "student-", "rows": "raw-", "refined": "rows-"}
 """What labels repeat of their role."""
@@ -32,11 +32,10 @@ def draw(stacks: Stacks) -> Drawing:
     """The drawing of a lineage in stacks."""
     places = _places(stacks)
     boxes = tuple(_box(s, *places[i]) for i, s in enumerate(stacks.stacks))
-    lines = [Line(_curve(places[link.parent], places[link.child]), "declared",
-                  f"declared: {stacks.stacks[link.child].title} was made ({link.way}) from {stacks.stacks[link.parent].title}"
-                  + (f", {link.count} times" if link.count > 1 else ""))
-             for link in stacks.links if places[link.parent][0] < places[link.child][0]]
-    lines += [Line(_arc(places[b.a], places[b.b]), _kind(b), _told(stacks, b)) for b in sorted(stacks.bonds, key=lambda b: bool(b.alarms))]
+    lines = [Line(_curve(places[k.parent], places[k.child]), "declared", _declared(stacks, k))
+             for k in stacks.links if places[k.parent][0] < places[k.child][0]]
+    bonds = sorted(stacks.bonds, key=lambda b: bool(b.alarms))
+    lines += [Line(_arc(places[b.a], places[b.b]), _kind(b), _told(stacks, b)) for b in bonds]
     width = max((x + WIDE for x, _ in places), default=WIDE) + EDGE
     height = max((y + HIGH for _, y in places), default=HIGH) + EDGE + 4
     kinds = {line.kind for line in lines}
@@ -86,7 +85,8 @@ def _box(stack: Stack, x: float, y: float) -> Box:
     title = "\n".join(t for t in (f"{stack.role}: {stack.title}", stack.says, names) if t)
     says = textwrap.shorten(stack.says, LETTERS + 7, placeholder="…") if len(lines) == 1 else ""
     role = ROLES.get(stack.role, stack.role) + many
-    return Box(round(x, 1), round(y, 1), WIDE, HIGH, stack.role.replace(" ", "-"), role, tuple(lines), says, title, bool(many))
+    kind, at = stack.role.replace(" ", "-"), (round(x, 1), round(y, 1))
+    return Box(*at, WIDE, HIGH, kind, role, tuple(lines), says, title, bool(many))
 
 
 def _curve(a: tuple[float, float], b: tuple[float, float]) -> str:
@@ -109,6 +109,11 @@ def _kind(bond: Bond) -> str:
     if bond.alarms:
         return "contradiction"
     return "kin" if bond.relation in KIN else "apart" if bond.relation != "unknown" else "cannot-tell"
+
+
+def _declared(stacks: Stacks, link: Link) -> str:
+    child, parent = stacks.stacks[link.child].title, stacks.stacks[link.parent].title
+    return f"declared: {child} was made ({link.way}) from {parent}" + (f", {link.count} times" if link.count > 1 else "")
 
 
 def _told(stacks: Stacks, bond: Bond) -> str:

@@ -1,7 +1,7 @@
 """The report of `undersong lineage`: a drawn page, and what the terminal prints.
 
-Declared edges are thin, grey and dashed: a record says so. Tested edges are solid and coloured: a test says so. An edge whose
-declaration a test contradicts is red, and stands in words above the drawing.
+Declared edges are thin, grey and dashed: a record says so. Tested edges are solid and coloured: a test says so. An edge
+whose declaration a test contradicts is red, and stands in words above the drawing.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ def render(graph: Graph, about: str, every: bool = False, apart: bool = False) -
     told = table_of("What is missing", ("",), [(line,) for line in graph.told[:MOST]])
     sections = (
         Section("graph", "The graph", _lead(stacks), drawings=(drawing.draw(stacks),)),
-        *given(_tested_section(graph)),
+        *given(_tested_section(graph, stacks)),
         Section("nodes", "Every stack in words", tables=given(_stacks(stacks), told)),
     )
-    return as_html(Page(f"Lineage of {about}", f"{about}, the lineage of an Undersong store", sentence(graph), sections, banner))
+    title, whose = f"Lineage of {about}", f"{about}, the lineage of an Undersong store"
+    return as_html(Page(title, whose, sentence(graph), sections, banner))
 
 
 def write(graph: Graph, about: str, path: str | Path, every: bool = False, apart: bool = False) -> Path:
@@ -51,11 +52,13 @@ def write(graph: Graph, about: str, path: str | Path, every: bool = False, apart
 def sentence(graph: Graph) -> str:
     """What the graph holds, in one sentence."""
     roles = Counter(n.role for n in graph.nodes.values())
-    names = (("base", "base", "bases"), ("unknown base", "unknown base", "unknown bases"), ("teacher", "teacher", "teachers"),
-             ("rows", "dataset as written", "datasets as written"), ("refined", "filtered dataset", "filtered datasets"),
+    names = (("base", "base", "bases"), ("unknown base", "unknown base", "unknown bases"),
+             ("teacher", "teacher", "teachers"), ("rows", "dataset as written", "datasets as written"),
+             ("refined", "filtered dataset", "filtered datasets"),
              ("student", "student", "students"))
     parts = [f"{roles[role]:,} {one if roles[role] == 1 else many}" for role, one, many in names if roles[role]]
-    tested = f"{len(graph.tested):,} tested edge{'' if len(graph.tested) == 1 else 's'}" if graph.tested else "no tested edge"
+    count = len(graph.tested)
+    tested = f"{count:,} tested edge{'' if count == 1 else 's'}" if count else "no tested edge"
     alarms = f" {len(graph.alarms):,} of what is declared cannot be true." if graph.alarms else ""
     return f"{', '.join(parts) or 'Nothing'}: {len(graph.edges):,} declared edges, {tested}.{alarms}"
 
@@ -82,7 +85,7 @@ def _print(graph: Graph, every: bool, apart: bool, console: Console) -> None:
     console.print()
     for line in tree(stacks):
         console.print(Text(line), no_wrap=True, overflow="ellipsis")
-    table = _tested(graph, MOST)
+    table = _tested(graph, stacks)
     if table is not None:
         put(table, console)
     notes = [*graph.told[:10], *([f"And {len(graph.told) - 10:,} more; --json holds them."] if len(graph.told) > 10 else [])]
@@ -111,7 +114,8 @@ def tree(stacks: Stacks) -> list[str]:
     while todo:
         i, bar, corner = todo.pop()
         stack = stacks.stacks[i]
-        others = dict.fromkeys(f"{WORDS.get(way, way)} {stacks.stacks[p].title}" for p, way in parents[i] if p not in (home.get(i), i))
+        others = dict.fromkeys(f"{WORDS.get(way, way)} {stacks.stacks[p].title}"
+                               for p, way in parents[i] if p not in (home.get(i), i))
         role = "" if stack.label.startswith(stack.role) or stack.role in PLAIN else f"[{stack.role}]"
         lines.append("  ".join(s for s in (f"{bar}{corner}{stack.title}", role, "; ".join((*others, stack.says))) if s))
         inner = bar + ("" if not corner else "   " if corner.startswith("└") else "┊  ")
@@ -129,7 +133,7 @@ def _lead(stacks: Stacks) -> tuple[str, ...]:
 def _left_out(stacks: Stacks) -> list[str]:
     if not stacks.hidden:
         return []
-    parts = ", ".join(f"{count:,} {role}{'s' if count > 1 and not role.endswith('s') else ''}" for role, count in stacks.hidden)
+    parts = ", ".join(f"{n:,} {role}{'s' if n > 1 and not role.endswith('s') else ''}" for role, n in stacks.hidden)
     return [f"Left out here: {parts}. --every shows them."]
 
 
@@ -138,21 +142,25 @@ def _facts(graph: Graph) -> tuple[tuple[str, str], ...]:
             ("tested edges", f"{len(graph.tested):,}"))
 
 
-def _tested_section(graph: Graph) -> Section | None:
-    table = _tested(graph, MOST)
-    lead = ("What a kinship test says of two models, beside what their records declare. A test that contradicts a record is an "
-            "alarm; one that cannot tell is neither.")
+def _tested_section(graph: Graph, stacks: Stacks) -> Section | None:
+    table = _tested(graph, stacks)
+    lead = ("What a kinship test says of two models, beside what their records declare. A test that contradicts a record is "
+            "an alarm; one that cannot tell is neither.")
     return Section("tested", "Tested edges", (lead,), tables=(table,)) if table else None
 
 
-def _tested(graph: Graph, most: int) -> Table | None:
+def _tested(graph: Graph, stacks: Stacks) -> Table | None:
     rows = []
-    for t in graph.tested[:most]:
-        told = graph.standing(t)
-        rows.append((graph.nodes[t.a].name, "══" if t.relation in KIN else "≠" if t.relation != "unknown" else "?",
-                     graph.nodes[t.b].name, t.relation.replace("_", " "), "" if t.p is None else f"{t.p:.2g}",
-                     "" if t.power is None else f"{t.power:.2f}", told))
-    return table_of("Tested edges", ("model", "", "model ", "tested", "p", "power", "with the records"), rows, (4, 5), (5,))
+    for b in stacks.bonds:
+        ps = [t.p for t in b.tested if t.p is not None]
+        power = [t.power for t in b.tested if t.power is not None]
+        sign = "══" if b.relation in KIN else "≠" if b.relation != "unknown" else "?"
+        told = Counter(graph.standing(t) for t in b.tested)
+        rows.append((stacks.stacks[b.a].title, sign, stacks.stacks[b.b].title, b.relation.replace("_", " "),
+                     f"{max(ps):.2g}" if ps else "", f"{min(power):.2f}" if power else "",
+                     ", ".join(f"{n} × {word}" if len(b.tested) > 1 else word for word, n in told.items())))
+    head = ("model", "", "model ", "tested", "largest p", "least power", "with the records")
+    return table_of("Tested edges", head, rows[:MOST], (4, 5), (5,))
 
 
 def _stacks(stacks: Stacks) -> Table | None:
