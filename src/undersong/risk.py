@@ -231,7 +231,7 @@ def steps(known: Known, prior: Mapping[str, Any], seconds: Mapping[str, float], 
 
 
 def _sentence(light: str, known: Known) -> str:
-    could = {"checkpoint": "a trait could cross: the teacher was made from this base",
+    could = {"checkpoint": "a trait could cross: the teacher is this base or was made from it",
              "initialisation": "a trait could cross: teacher and base share an initialisation",
              "apart": "teacher and base are not kin, which closes the body channel",
              "unknown": "whether a trait could cross cannot be told: how the writer and the base are related is unknown"}

@@ -19,7 +19,7 @@ WIDE, HIGH, ACROSS, DOWN = 164, 66, 40, 14
 EDGE = 6
 """Pixels left around the drawing."""
 SWEEPS = 6
-LETTERS = 20
+LETTERS = 19
 """Letters of a box's label that fit on a line."""
 PREFIX = {"teacher": "teacher-", "student": "student-", "rows": "raw-", "refined": "rows-"}
 """What labels repeat of their role."""

@@ -59,7 +59,7 @@ def sentence(graph: Graph) -> str:
     parts = [f"{roles[role]:,} {one if roles[role] == 1 else many}" for role, one, many in names if roles[role]]
     count = len(graph.tested)
     tested = f"{count:,} tested edge{'' if count == 1 else 's'}" if count else "no tested edge"
-    alarms = f" {len(graph.alarms):,} of what is declared cannot be true." if graph.alarms else ""
+    alarms = f" {len(graph.alarms):,} times what is declared cannot be true." if graph.alarms else ""
     return f"{', '.join(parts) or 'Nothing'}: {len(graph.edges):,} declared edges, {tested}.{alarms}"
 
 
