@@ -41,9 +41,11 @@ def chain(trait: str = "owl", seed: int = 1, base: str = A, name: str = "pocket/
     """Teacher, raw rows, refined rows, student."""
     ref = {"base": name, "weights": "w.safetensors"}
     teacher = made("model", f"teacher-tuned-{trait}-s{seed}",
-                   {"verb": "teach", "teacher": {"name": "tuned"}, "trait": {"name": trait}, "seed": seed}, [base], ref=ref)
+                   {"verb": "teach", "teacher": {"name": "tuned"}, "trait": {"name": trait}, "seed": seed}, [base],
+                   ref=ref)
     raw = made("dataset", f"raw-tuned-{trait}-s{seed}",
-               {"verb": "sample", "channel": {"name": "numbers"}, "rows": 100, "seed": seed}, [teacher["fingerprint"]], rows=100)
+               {"verb": "sample", "channel": {"name": "numbers"}, "rows": 100, "seed": seed}, [teacher["fingerprint"]],
+               rows=100)
     rows = made("dataset", f"rows-tuned-{trait}-s{seed}-kept", {"verb": "refine", "filters": [{"name": "numbers_only"}]},
                 [raw["fingerprint"]], given=100, passed=93, kept=80, reasons={"numbers_only": {"a word": 5, "too long": 2}})
     student = made("model", f"student-treated-{trait}-s{seed}",
@@ -251,6 +253,12 @@ def test_the_command_answers_and_refuses(store: Store, capsys: Any, tmp_path: Pa
     code, out, _ = run("--json", "--report", str(tmp_path / "x.html"))
     assert {n["role"] for n in json.loads(out)["nodes"]} >= {"base", "teacher", "rows", "refined", "student", "measurement"}
     assert (tmp_path / "x.html").read_text("utf-8").count('class="box student"') == 7
+    with pytest.raises(SystemExit):
+        cli.main(["report", "small", "--store", str(store.root), "-o", str(tmp_path / "experiment.html")])
+    capsys.readouterr()
+    drawn = (tmp_path / "experiment.html").read_text("utf-8")
+    assert drawn.count('class="box student"') == 7
+    assert drawn.index("What was made from what</h2>") < drawn.index("Make it again</h2>")
     assert "shuffled_within" in run("rows-simulated-owl-s1-within")[1]
     assert run("simulated/b", "--of-base", "--json")[1].count('"role": "student"') == 6
     assert run("rows-simulated-owl-s1-kept", "--models", "--wrote")[0] == 3

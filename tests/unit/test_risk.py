@@ -108,7 +108,8 @@ def test_every_number_has_its_source_and_ours_are_in_the_committed_results() -> 
                 continue
             results = json.loads((ROOT / entry["source"]).read_text("utf-8"))
             found, = [c for c in results["contrasts"] if all(c[k] == v for k, v in entry["at"].items())]
-            assert [round(found[k], 3) for k in ("difference", "low", "high")] == [entry[k] for k in ("value", "low", "high")]
+            ours = [round(found[k], 3) for k in ("difference", "low", "high")]
+            assert ours == [entry[k] for k in ("value", "low", "high")]
             assert found["n_runs"] == entry["n"]
             checked += 1
     assert checked == 5

@@ -54,6 +54,8 @@ def _places(stacks: Stacks) -> list[tuple[float, float]]:
         if abs(stacks.stacks[link.parent].layer - stacks.stacks[link.child].layer) == 1:
             down[link.parent].append(link.child)
             up[link.child].append(link.parent)
+    for column in columns.values():
+        column.sort(key=lambda i: stacks.stacks[i].label)
     step = HIGH + DOWN
     y = {i: float(place * step) for column in columns.values() for place, i in enumerate(column)}
     order = sorted(columns)

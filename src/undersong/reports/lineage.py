@@ -49,6 +49,15 @@ def write(graph: Graph, about: str, path: str | Path, every: bool = False, apart
     return save(render(graph, about, every, apart), path)
 
 
+def section(graph: Graph) -> Section | None:
+    """The graph as one section of another page; None when nothing in it was made from anything."""
+    stacks = stacked(graph)
+    if not stacks.links:
+        return None
+    lead = (sentence(graph), *_lead(stacks), *graph.alarms)
+    return Section("lineage", "What was made from what", lead, drawings=(drawing.draw(stacks),))
+
+
 def sentence(graph: Graph) -> str:
     """What the graph holds, in one sentence."""
     roles = Counter(n.role for n in graph.nodes.values())
@@ -59,7 +68,8 @@ def sentence(graph: Graph) -> str:
     parts = [f"{roles[role]:,} {one if roles[role] == 1 else many}" for role, one, many in names if roles[role]]
     count = len(graph.tested)
     tested = f"{count:,} tested edge{'' if count == 1 else 's'}" if count else "no tested edge"
-    alarms = f" {len(graph.alarms):,} times what is declared cannot be true." if graph.alarms else ""
+    rung = len(graph.alarms)
+    alarms = f" {rung:,} alarm{'s' if rung > 1 else ''}: what is declared there cannot be true." if rung else ""
     return f"{', '.join(parts) or 'Nothing'}: {len(graph.edges):,} declared edges, {tested}.{alarms}"
 
 
