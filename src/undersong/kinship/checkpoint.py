@@ -278,14 +278,14 @@ def decoded(raw: NDArray[Any], dtype: str) -> Array:
         power, part = (codes >> 3) & 15, codes & 7
         values = np.where(power == 0, part / 8 * 2.0**-6, (1 + part / 8) * 2.0 ** (power - 7)) * np.where(codes < 128, 1, -1)
         values[codes & 127 == 127] = np.nan
-        return values.astype(np.float32)[raw]
+        return np.asarray(values.astype(np.float32)[raw])
     return raw.astype(np.float32)
 
 
 def _update(update: LowRank, picked: NDArray[Any]) -> Array:
     left, right = (_rows(s, np.arange(s.shape[0])) for s in (update.b, update.a))
     rows = right[:, picked].T @ left.T if update.transposed else left[picked] @ right
-    return np.asarray(rows * np.float32(update.scale))
+    return np.asarray(rows * np.float32(update.scale), np.float32)
 
 
 def _json(path: Path) -> dict[str, Any]:
