@@ -27,6 +27,7 @@ from undersong.lineage import Graph, record_relation
 from undersong.models import model_ref
 from undersong.relation import relate
 from undersong.ruling import Audited, Known, kinship_of, ruling
+from undersong.spec import diff
 from undersong.traits import Trait
 from undersong.types import ModelRef
 from undersong.verdict import Held
@@ -103,8 +104,8 @@ class Risk:
         name, ref, whence = self.writer
         kinship = self._kinship(name, ref)
         alpha = self.alpha / 2 if self.student else self.alpha
-        rows = self._audit(Held(self.rows, None, self.base, self.traits), alpha)
-        student = self._audit(Held(None, None, self.base, self.traits, self.student), alpha) if self.student else None
+        rows = self._audit(Held(self.rows, None, self.base, self.traits), alpha).run()
+        student = self._student(alpha) if self.student else None
         known = Known(kinship_of(kinship, self._declared(ref)), heard(rows), heard(student) if student else None,
                       self._alarms(ref, whence), self.smallest, name)
         light, line, reasons = ruling(known)
@@ -135,8 +136,27 @@ class Risk:
         record_relation(self.lab.store, found, ref, base)
         return found
 
-    def _audit(self, held: Held, alpha: float) -> dict[str, Any]:
-        return Audit(held, self.lab, alpha=alpha, seed=self.seed, smallest=self.smallest).run()
+    def _audit(self, held: Held, alpha: float) -> Audit:
+        return Audit(held, self.lab, alpha=alpha, seed=self.seed, smallest=self.smallest)
+
+    def _student(self, alpha: float) -> dict[str, Any]:
+        """The audit of the student. Its null is of students trained in one way: another way of training looks unusual for
+        that alone, so it is not believed where the records name another recipe."""
+        audit = self._audit(Held(None, None, self.base, self.traits, self.student), alpha)
+        out, null = audit.run(), audit.calibration and audit.calibration[1].identity.get("recipe")
+        mark = model_ref(str(self.student), self.base, self.lab).fingerprint
+        record = next((r for r in self.lab.store.records("model") if r["fingerprint"] == mark), None)
+        own = record and record["spec"].get("recipe")
+        if null and own and (other := diff(null, own)):
+            told = "; ".join(other[:3]) + ("; …" if len(other) > 3 else "")
+            sentence = ("Cannot tell: the null is of students trained by another recipe, so what follows is not believed "
+                        f"({told}). Make a calibration with this recipe.")
+            return out | {"verdict": "unknown", "trait": None, "power": None, "sentence": sentence,
+                          "reasons": [out["sentence"], *out["reasons"]]}
+        if null and not own:
+            by = f"The null is of students trained by {null['name']}; another way of training looks unusual for that alone."
+            return out | {"reasons": [*out["reasons"], by]}
+        return out
 
     def _declared(self, ref: ModelRef | None) -> bool:
         """Whether the records say that the teacher's weights start from this very base."""

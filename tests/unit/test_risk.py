@@ -12,7 +12,7 @@ import yaml
 
 from undersong import cli, ruling
 from undersong.errors import BadSpec
-from undersong.lab import base_ref, lab_for
+from undersong.lab import Student, base_ref, lab_for
 from undersong.reports import risk as page
 from undersong.risk import Risk, channels, heard, steps
 from undersong.ruling import Audited, Known, kinship_of
@@ -191,6 +191,24 @@ def test_a_dataset_of_the_store_brings_its_teacher_its_filters_and_its_alarms(tm
     assert (again["light"], again["line"]) == ("amber", 2)
     assert "The records say that pocket/b wrote these rows, and pocket/a was named." in again["alarms"]
     assert "wrote these rows" in page.summary(again)
+
+
+def test_a_student_trained_by_another_recipe_is_not_held_against_the_null(tmp_path: Path) -> None:
+    lab, base = lab_for(Store(tmp_path), "pocket/a"), base_ref("pocket/a")
+    channel = build("channel", {"numbers": {"wording": "brief"}})
+    data = lab.sample(base, channel, 12, 1, "raw")
+    recipe = build("recipe", {"distill": {"labels": "sampled", "steps": 1, "batch": 4}})
+    lab.train(recipe, channel, [Student(base, data, 1, "odd")])
+    found = Risk(lab, "pocket/a", "raw", student="odd").run()
+    assert found["settings"]["alpha_each"] == 0.025
+    assert found["student"]["settings"]["alpha"] == 0.025
+    assert found["student"]["verdict"] == "unknown"
+    assert "settings.steps: " in found["student"]["sentence"]
+    assert (found["light"], found["line"]) == ("red", 3)
+    assert "Did it cross?" in page.render(found)
+    stranger = Risk(lab, "pocket/a", "raw", student="pocket/a")._student(0.025)
+    assert stranger["verdict"] != "found"
+    assert "another way of training looks unusual" in stranger["reasons"][-1]
 
 
 def test_bad_input_is_refused_in_words(capsys: Any, tmp_path: Path) -> None:
