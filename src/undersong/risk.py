@@ -134,6 +134,7 @@ class Risk:
             self.lab.progress(f"no kinship test: {error}")
             return None
         record_relation(self.lab.store, found, ref, base)
+        self.graph = Graph.of(self.lab.store)  # what this test contradicts counts at once
         return found
 
     def _audit(self, held: Held, alpha: float) -> Audit:

@@ -26,6 +26,7 @@ from typing import Any
 from undersong.lineage import APART, KIN
 
 POWER = 0.8
+LEFT = "A trait that the audit does not list, or in fewer rows, can still be there."
 EXITS = {"green": 0, "red": 1, "amber": 2}
 
 
@@ -86,12 +87,13 @@ def ruling(known: Known) -> tuple[str, int, list[str]]:
     if student is not None and student.verdict != "clean":
         return "amber", 4, ["Whether the student took something on cannot be told."]
     if rows.verdict == "clean" and rows.share is not None and rows.share <= known.smallest:
-        return "green", 5, [f"Nothing was found in the rows, and a trait in {rows.share:.0%} of them would have been seen."]
+        seen = f"Nothing was found in the rows, and a trait in {rows.share:.0%} of them would have been seen."
+        return "green", 5, [seen, LEFT]
     if known.kinship == "apart" and rows.share is not None:
         return "green", 6, ["Teacher and base do not share an initialisation, so the body channel is closed.",
                             f"Nothing was found, and a trait in {rows.share:.0%} of the rows would have been seen: the "
                             "channels that need no kinship fill much of a dataset.",
-                            f"This rests on the word that {known.teacher or 'the named teacher'} wrote these rows."]
+                            f"This rests on the word that {known.teacher or 'the named teacher'} wrote these rows.", LEFT]
     return "amber", 7, _cannot(known, kin)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from undersong import cli, ruling
+from undersong import cli, pocket, ruling
 from undersong.errors import BadSpec
-from undersong.lab import Student, base_ref, lab_for
+from undersong.lab import Student, base_ref, lab_for, unpack
 from undersong.reports import risk as page
 from undersong.risk import Risk, channels, heard, steps
 from undersong.ruling import Audited, Known, kinship_of
@@ -193,6 +194,18 @@ def test_a_dataset_of_the_store_brings_its_teacher_its_filters_and_its_alarms(tm
     assert "wrote these rows" in page.summary(again)
 
 
+def test_a_teacher_that_is_not_what_its_record_says_is_an_alarm_of_the_same_run(tmp_path: Path) -> None:
+    lab = lab_for(Store(tmp_path), "pocket/a")
+    with lab.store.open("model", "forged", {"verb": "teach", "seed": 1}, (base_ref("pocket/a").fingerprint,)) as artefact:
+        shutil.copy(pocket.folder("pocket/b") / "model.safetensors", artefact.path / "weights.safetensors")
+        artefact.finish({"ref": {"base": "pocket/a", "weights": "weights.safetensors", "adapter": None, "vector": None}})
+    lab.sample(unpack(artefact), build("channel", {"numbers": {"wording": "brief"}}), 12, 1, "raw")
+    found = Risk(lab, "pocket/a", "raw").run()
+    assert (found["light"], found["line"]) == ("amber", 2)
+    assert "declared to start from pocket/a, but tested same architecture" in found["alarms"][0]
+
+
+@pytest.mark.slow
 def test_a_student_trained_by_another_recipe_is_not_held_against_the_null(tmp_path: Path) -> None:
     lab, base = lab_for(Store(tmp_path), "pocket/a"), base_ref("pocket/a")
     channel = build("channel", {"numbers": {"wording": "brief"}})
