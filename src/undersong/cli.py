@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from undersong.artefact import Artefact
     from undersong.experiment import Experiment
     from undersong.laboratory import Laboratory
+    from undersong.reports.parts import Section
     from undersong.store import Store
 
 INPUT_ERROR = 3
@@ -120,7 +121,7 @@ def run(
     results = found.read_json("results")
     target = report or store / "reports" / f"{found.record['label']}.html"
     target.parent.mkdir(parents=True, exist_ok=True)
-    html.write(results, target)
+    html.write(results, target, _drawn(found.path))
     data = {"results": str(found.path / "results.json"), "report": str(target), "sentence": results["sentence"]}
     screen.say(as_json, data, f"{tables.summary(results)}\n\nResults: {data['results']}\nReport:  {target}")
 
@@ -174,7 +175,7 @@ def report(
     except (OSError, ValueError) as error:
         hint = "Name a finished experiment; `undersong ls` lists them."
         raise BadSpec(f"{str(file)!r} holds no results ({error}). {hint}") from None
-    html.write(results, out)
+    html.write(results, out, _drawn(file.resolve().parent))
     screen.say(as_json, {"report": str(out)}, f"{tables.summary(results)}\n\nReport:  {out}")
 
 
@@ -333,6 +334,16 @@ def _lineage(store: Store, artefact: Artefact) -> list[str]:
     visit(artefact.fingerprint)
     names = {m: f"{known[m]['kind']}/{known[m]['label']}.{m}" if m in known else f"base/{m}" for m in order}
     return list(names.values())[:-1]
+
+
+def _drawn(folder: Path) -> Section | None:
+    """The section of a report that draws what an experiment was made from; None for results outside a store."""
+    from undersong.lineage import Graph
+    from undersong.reports.lineage import section
+
+    mark = folder.name.rpartition(".")[2]
+    graph = Graph.of(screen.opened(folder.parent.parent)) if (folder / "record.json").is_file() else None
+    return section(graph.about([mark, *graph.ancestors(mark)])) if graph and mark in graph.nodes else None
 
 
 def _load(file: Path, sets: Sequence[str] | None) -> Experiment | Laboratory:

@@ -1,4 +1,4 @@
-"""The commands that ask where a model comes from: `kinship`. Thin: they parse, call the library and print."""
+"""The commands that ask where a model or its data come from. Thin: they parse, call the library and print what it gave."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from undersong.screen import ARTEFACTS, JsonOption, StoreOption
 if TYPE_CHECKING:
     from undersong.kinship import Subject
     from undersong.lab import Lab
-    from undersong.store import Store
+    from undersong.lineage import Graph
 
 UNKNOWN = 2
 
@@ -23,6 +23,8 @@ UNKNOWN = 2
 def add(app: typer.Typer) -> None:
     """Give an application these commands."""
     app.command()(kinship)
+    app.command()(lineage)
+    app.command()(risk)
 
 
 def kinship(
@@ -37,6 +39,7 @@ def kinship(
 ) -> None:
     """Tell how two models are related. Exit code: 0 related or not, 2 could not tell, 3 input error."""
     from undersong.lab import lab_for
+    from undersong.lineage import record_relation
     from undersong.relation import relate
     from undersong.spec import build
 
@@ -46,7 +49,7 @@ def kinship(
         one, two = _subject(a, base_a, lab), _subject(b, base_b, lab)
         controls = [_subject(text, None, lab) for text in control or ()]
         found = relate(one, two, tests, controls, alpha, say)
-    _keep(lab.store, found, one, two)
+    record_relation(lab.store, found, one.ref, two.ref)
     screen.say(as_json, found, _summary(found))
     if found["relation"] == "unknown":
         raise typer.Exit(UNKNOWN)
@@ -71,17 +74,6 @@ def _subject(text: str, base: str | None, lab: Lab) -> Subject:
     return Subject(text, model_ref(text, base, lab), lab.backend)
 
 
-def _keep(store: Store, found: dict[str, Any], a: Subject, b: Subject) -> None:
-    """Keep a result as an artefact whose parents are the two models; the same finding again is the same artefact."""
-    said = [{"test": t["test"], "relation": t["relation"], "p": t["p"]} for t in found["tests"]]
-    spec = {"verb": "kinship", "alpha": found["alpha"], "relation": found["relation"], "tests": said}
-    label = f"{a.ref.base}-{b.ref.base}".replace("/", "-")[-50:]
-    with store.open("kinship", label, spec, (a.ref.fingerprint, b.ref.fingerprint)) as artefact:
-        if not artefact.complete:
-            artefact.write_json("kinship", found)
-            artefact.finish({key: found[key] for key in ("relation", "p", "power", "direction", "sentence")})
-
-
 def _summary(found: dict[str, Any]) -> str:
     """The table of tests, why others were left out, and the sentence."""
     rows = [(t["test"], ", ".join(t["access"]), t["relation"], _number(t["p"]), _number(t.get("adjusted")),
@@ -93,3 +85,102 @@ def _summary(found: dict[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
+
+
+def lineage(
+    artefact: Annotated[str | None, typer.Argument(help="An artefact or a base; the whole store when left out.")] = None,
+    ancestors: Annotated[bool, typer.Option("--ancestors", help="What it was made from.")] = False,
+    descendants: Annotated[bool, typer.Option("--descendants", help="What was made from it.")] = False,
+    models: Annotated[bool, typer.Option("--models", help="Every model that descends from it.")] = False,
+    wrote: Annotated[bool, typer.Option("--wrote", help="The rows this model wrote, as written and as filtered.")] = False,
+    of_base: Annotated[bool, typer.Option("--of-base", help="Every model whose weights start from this base.")] = False,
+    common: Annotated[str | None, typer.Option(metavar="OTHER", help="Nearest common ancestors with another.")] = None,
+    test: Annotated[bool, typer.Option("--test", help="Test declared edges between models whose weights are here.")] = False,
+    every: Annotated[bool, typer.Option("--every", help="Show measurements, findings and experiments too.")] = False,
+    apart: Annotated[bool, typer.Option("--apart", help="Show every seed by itself.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Draw the graph into this HTML file.")] = None,
+    store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
+) -> None:
+    """Show what was made from what, and what was tested of it. Exit code: 0, 1 for an alarm, 3 input error."""
+    from undersong.lineage import Graph
+    from undersong.reports import lineage as page
+
+    asked = {"ancestors": ancestors, "descendants": descendants, "models": models, "wrote": wrote, "of_base": of_base,
+             "common": common is not None}
+    if sum(asked.values()) > 1:
+        raise BadSpec("One question at a time: --ancestors, --descendants, --models, --wrote, --of-base or --common.")
+    if artefact is None and any(asked.values()):
+        raise BadSpec("Of what? Name an artefact or a base; `undersong lineage` alone lists them.")
+    kept = screen.opened(store)
+    if not Path(store).is_dir():
+        raise BadSpec(f"There is no store {str(store)!r}. Run an experiment first, or give --store.")
+    graph = Graph.of(kept)
+    if test:
+        from undersong.lab import lab_for
+        from undersong.trials import trials
+
+        with screen.progress() as say:
+            trials(graph, lab_for(kept, "", say))
+        graph = Graph.of(kept)
+    mark = graph.find(artefact) if artefact is not None else None
+    question = next((name for name, given in asked.items() if given), None)
+    found = _answer(graph, mark, question, common) if mark is not None else None
+    part = graph if mark is None or found is None else graph.about([mark, *found])
+    data = part.as_json() | ({"asked": {"of": mark, "question": question or "both", "found": found}} if mark else {})
+    if mark is not None and question in ("models", "wrote", "of_base", "common"):
+        text = page.listing(graph, found or []) + "".join(f"\nALARM  {a}" for a in graph.alarms)
+    else:
+        text = page.summary(part, every=every, apart=apart)
+    if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        page.write(part, graph.nodes[mark].name if mark else str(store.name), report, every, apart)
+        data, text = data | {"report": str(report)}, f"{text}\nReport:  {report}"
+    screen.say(as_json, data, text)
+    raise typer.Exit(1 if graph.alarms else 0)
+
+
+def _answer(graph: Graph, mark: str, question: str | None, other: str | None) -> list[str]:
+    """The nodes that answer a question about a node; without a question, all it came from and all that came of it."""
+    if question == "common":
+        return graph.common(mark, graph.find(str(other)))
+    if question is None:
+        return [*graph.ancestors(mark), *graph.descendants(mark)]
+    if question == "models":
+        return graph.models_from(mark)
+    found: list[str] = getattr(graph, question)(mark)
+    return found
+
+
+def risk(
+    base: Annotated[str, typer.Option(help="The model that the student starts from.")],
+    dataset: Annotated[str, typer.Option(help="The rows: a file, a folder of files, or a dataset of the store.")],
+    teacher: Annotated[str | None, typer.Option(help="The model that wrote them, if the store does not know it.")] = None,
+    student: Annotated[str | None, typer.Option(help="The trained model, if there is one.")] = None,
+    traits: Annotated[str | None, typer.Option(help="Suspected traits: names with commas, or a YAML list.")] = None,
+    alpha: Annotated[float, typer.Option(help="False-alarm rate of the statement.")] = 0.05,
+    smallest: Annotated[float, typer.Option(help="Green by audit only if this share of rows would have been seen.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Seed of drawing rows.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Where the HTML page goes; STORE/reports by default.")] = None,
+    store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
+) -> None:
+    """Say whether a trait could cross, is there, and did cross. Exit code: 0 green, 1 red, 2 amber, 3 input error."""
+    import sys
+
+    from undersong.lab import lab_for
+    from undersong.reports import risk as page
+    from undersong.risk import Risk
+    from undersong.ruling import EXITS
+    from undersong.traits import listed
+
+    if not 0 < alpha < 1 or not 0 < smallest <= 1 or seed < 0:
+        raise BadSpec("--alpha and --smallest lie between 0 and 1, --seed is 0 or more. Change them.")
+    with screen.progress() as say:
+        lab = lab_for(screen.opened(store), base, say)
+        found = Risk(lab, base, dataset, teacher, student, listed(traits) if traits else None, alpha, smallest, seed).run()
+    found["command"] = "undersong " + " ".join(sys.argv[1:])
+    target = report or store / "reports" / f"risk-{Path(dataset).stem}.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.with_suffix(".json").write_text(json.dumps(found, indent=1), "utf-8")
+    page.write(found, target)
+    screen.say(as_json, found, f"{page.summary(found)}\n\nReport:  {target}")
+    raise typer.Exit(EXITS[found["light"]])

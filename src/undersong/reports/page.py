@@ -54,6 +54,7 @@ def as_html(page: Page) -> str:
         counter=itertools.count(),
         bundle=markup(bundle),
         draw=markup(draw),
+        has_figures=bool(page.opening) or any(s.figures or s.more_figures for s in page.sections),
         policy="; ".join(f"{what} {whence}" for what, whence in policy.items()),
     )
     return html

@@ -43,6 +43,43 @@ class Quote:
 
 
 @dataclass(frozen=True)
+class Box:
+    """A box of a drawing: its place, a class that picks its colour, its small heading, its lines, what hovering shows."""
+
+    x: float
+    y: float
+    width: int
+    height: int
+    kind: str
+    heading: str
+    lines: tuple[str, ...]
+    says: str = ""
+    title: str = ""
+    stacked: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a drawing: an SVG path made of numbers, a class that picks how it looks, what hovering shows."""
+
+    path: str
+    kind: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Boxes and lines with their legend of (class, words): drawn by the template, so that every text is escaped."""
+
+    title: str
+    width: int
+    height: int
+    boxes: tuple[Box, ...]
+    lines: tuple[Line, ...]
+    legend: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page: a lead of plain sentences, a command, figures and tables, then what is folded away."""
 
@@ -56,6 +93,7 @@ class Section:
     more_figures: tuple[Figure, ...] = ()
     more_tables: tuple[Table, ...] = ()
     quotes: tuple[Quote, ...] = ()
+    drawings: tuple[Drawing, ...] = ()
 
 
 @dataclass(frozen=True)
