@@ -34,6 +34,8 @@ COLDEST, HOTTEST = 0.05, 2.0
 """The temperatures that are thought of; colder ones are greedy for all that can be told."""
 SNAP = 2.0
 """A temperature within so many standard errors of the one tried is taken for it."""
+ENOUGH = 200
+"""A first guess of the temperature needs no more rows than these."""
 LONGEST = 512
 """The most new tokens where no channel says how long an answer may get."""
 
@@ -109,16 +111,16 @@ class Author:
     def _only(self) -> tuple[int, ...] | None:
         return self.way.only(self.model.tokenizer)
 
-    def read(self, rows: Sequence[Row], temperature: float = 1.0) -> Tempered:
+    def read(self, rows: Sequence[Row], temperature: float = 1.0, pulled: bool = False) -> Tempered:
         """Likelihoods and pulls of rows at a temperature; without whole distributions the likelihood is that at
         temperature 1, and there is no pull. Raises BadSpec for a model that shows no likelihoods."""
         if not self.reads:
             raise BadSpec(f"{self.name} shows no likelihoods. It can only be compared by what it writes.")
-        keys = [("read", self.name, temperature, self._only is None, asked(row), row.completion) for row in rows]
+        keys = [("read", self.name, temperature, pulled, self._only is None, asked(row), row.completion) for row in rows]
         new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self.memo}
         chats, answers = [list(row.chat) for row in new.values()], [row.completion for row in new.values()]
         if new and self.weighs:
-            got = tempered(self.model, chats, answers, max(temperature, COLDEST), self._only)
+            got = tempered(self.model, chats, answers, max(temperature, COLDEST), self._only, pulled)
             found = np.column_stack([got.logs, got.gain, got.bend, got.pulls])
         else:
             sums = [float(one.sum()) for one in self.model.answer_logprobs(chats, answers)] if new else []
@@ -177,9 +179,9 @@ def _place(prompt: str, number: int) -> int:
 def fitted(author: Author, rows: Sequence[Row]) -> float:
     """The likeliest temperature of rows, 1 where that is as good. Newton's method: log-likelihood is concave in
     1 / temperature."""
-    temperature = 1.0
+    temperature, some = 1.0, rows[:: -(-len(rows) // ENOUGH)]
     for step in range(8):
-        got = author.read(rows, temperature)
+        got = author.read(some, temperature)
         away, error = offset(got)
         if abs(away) <= (SNAP if step == 0 else 0.2) * error:
             break

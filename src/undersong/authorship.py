@@ -40,15 +40,17 @@ FAR = 40.0
 """Nats by which a candidate is out before it has written anything: a chance of e^-40."""
 PILOT = 100
 """Prompts on which the share that filters keep is estimated for a candidate that may be out."""
-FRESH = 2500
+FRESH = 2000
 """Fresh rows per candidate that is tested; at least two for each prompt."""
+SOME = 300
+"""Prompts on which another source is compared, to say how well it would be told."""
 POWER = 0.8
 """A name is given only if the nearest other source would have been told with this chance."""
 FEWEST = 10
 """Fewer rows than these are not judged."""
 
 
-NEAR = 4
+NEAR = 3
 """So many other candidates, the likeliest, are compared with by likelihood ratio."""
 SHOWN = 400
 """Values per candidate kept for the figures."""
@@ -174,7 +176,7 @@ class Attribution:
             case.kept = case.kept or 0.0
             return
         case.table = [[row, *line] for row, line in lines]
-        others = [(c.author, c.temperature) for c in ranked if c is not case and c.given is not None][:NEAR]
+        others = [c.author for c in ranked if c is not case and c.given is not None][:NEAR]
         self.lab.progress(f"comparing with {case.name}'s own rows")
         case.hand = Handwriting.of(case.author, case.temperature, others, [r for line in case.table for r in line])
         case.typical = exchange(case.hand.parts(case.table), self.alpha, self.seed)
@@ -216,8 +218,8 @@ class Attribution:
             flat = [row for line in found for row in line]
             if not flat:
                 break
-            wanted, error = offset(author.read(rows, case.temperature))
-            got, more = offset(author.read(flat, case.temperature))
+            wanted, error = offset(author.read(rows, case.temperature, pulled=True))
+            got, more = offset(author.read(flat, case.temperature, pulled=True))
             if abs(wanted - got) <= SNAP * np.hypot(error, more) or case.temperature <= 2 * COLDEST:
                 break
             case.temperature = moved(case.temperature, wanted - got)
@@ -239,14 +241,16 @@ class Attribution:
             strangers.insert(0, (known, case.temperature))
         for author, temperature in strangers:
             self.lab.progress(f"would rows of {author.name} be told?")
-            written, _ = author.write([line[0] for line in case.table], 1, temperature)
+            some = case.table[:SOME]
+            written, _ = author.write([line[0] for line in some], 1, temperature)
             lines = [i for i, line in enumerate(written) if line]
             if author.name in out or len(lines) < FEWEST:
                 continue
             hand = case.hand.without(author.name)
             parts = hand.parts([case.table[i] for i in lines])
             level = exchange(parts, self.alpha, self.seed).level
-            out[author.name] = power(parts, hand.measure([written[i][0] for i in lines]), level)
+            theirs = hand.measure([written[i][0] for i in lines])
+            out[author.name] = power(parts, theirs, level, len(case.table) / len(lines))
         return out
 
     def _blend(self, ranked: Sequence[Case], rows: Sequence[Row]) -> dict[str, Any] | None:
@@ -276,7 +280,7 @@ class Attribution:
                 table.append([row, *(written[k][i][j] for j, k in enumerate(picks))])
         if len(table) >= FEWEST:
             first, *rest = several
-            hand = Handwriting.of(first.author, first.temperature, [(c.author, c.temperature) for c in rest][:NEAR],
+            hand = Handwriting.of(first.author, first.temperature, [c.author for c in rest][:NEAR],
                                   [row for line in table for row in line])
             out["p"] = exchange(hand.parts(table), self.alpha, self.seed).p
         return out
@@ -309,7 +313,8 @@ def conclude(
     out: dict[str, Any] = {
         "format": 1, "kind": "authorship", "verdict": word, "model": model,
         "explain": [c.name for c in left], "p_fit": {c.name: c.p for c in ranked},
-        "p_margin": max(rivals, default=None), "power": seen, "nearest": nearest, "strangers": dict(strangers), "alpha": alpha,
+        "p_margin": max(rivals, default=None), "power": seen, "nearest": nearest, "strangers": dict(strangers),
+        "alpha": alpha,
     }
     out["sentence"] = _sentence(word, left, ranked, len(rows), seen, nearest)
     out["reasons"] = [_reason(c, alpha) for c in ranked]

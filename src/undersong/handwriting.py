@@ -30,30 +30,29 @@ SAYS = {
 
 @dataclass(frozen=True)
 class Handwriting:
-    """The measures of one candidate. `others` are candidates whose likelihood ratio is one of them."""
+    """The measures of one candidate. `others` are candidates whose likelihood ratio, at the same
+    temperature, is one of them."""
 
     author: Author
     temperature: float
-    others: tuple[tuple[Author, float], ...]
+    others: tuple[Author, ...]
     words: tuple[str, ...]
     letters: tuple[str, ...]
     middle: float
     """The mean log-likelihood, from which its spread is measured."""
 
     @classmethod
-    def of(
-        cls, author: Author, temperature: float, others: Sequence[tuple[Author, float]], rows: Sequence[Row]
-    ) -> Handwriting:
+    def of(cls, author: Author, temperature: float, others: Sequence[Author], rows: Sequence[Row]) -> Handwriting:
         """The measures for some rows, given and fresh ones together."""
         words = Counter(w for row in rows for w in _WORD.findall(row.completion))
         letters = Counter(p for row in rows for p in _pairs(row.completion))
         common = [tuple(what for what, _ in counted.most_common(COMMON)) for counted in (words, letters)]
-        middle = float(author.read(rows, temperature).logs.mean()) if author.reads else 0.0
-        return cls(author, temperature, tuple((a, t) for a, t in others if a.reads), common[0], common[1], middle)
+        middle = float(author.read(rows, temperature, pulled=True).logs.mean()) if author.reads else 0.0
+        return cls(author, temperature, tuple(a for a in others if a.reads), common[0], common[1], middle)
 
     def without(self, name: str) -> Handwriting:
         """The same without one of the others."""
-        left = tuple((a, t) for a, t in self.others if a.name != name)
+        left = tuple(a for a in self.others if a.name != name)
         return Handwriting(self.author, self.temperature, left, self.words, self.letters, self.middle)
 
     def measure(self, rows: Sequence[Row]) -> dict[str, Matrix]:
@@ -61,13 +60,13 @@ class Handwriting:
         out: dict[str, Matrix] = {}
         own = np.zeros(len(rows))
         if self.author.reads:
-            got = self.author.read(rows, self.temperature)
+            got = self.author.read(rows, self.temperature, pulled=True)
             own = got.logs
             out["likelihood"] = np.column_stack([own, (own - self.middle) ** 2, got.gain])
             if got.pulls.shape[1]:
                 out["pull"] = got.pulls
         if self.others:
-            out["others"] = np.column_stack([a.read(rows, t).logs - own for a, t in self.others])
+            out["others"] = np.column_stack([a.read(rows, self.temperature).logs - own for a in self.others])
         found = [Counter(_WORD.findall(row.completion)) for row in rows]
         out["length"] = np.array([[len(row.completion), c.total()] for row, c in zip(rows, found, strict=True)], float)
         out["words"] = np.array([[c[w] for w in self.words] for c in found], float)

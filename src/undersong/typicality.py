@@ -103,11 +103,14 @@ def _ranks(values: Matrix) -> Matrix:
     return out
 
 
-def power(parts: Mapping[str, Measured], strangers: Mapping[str, Matrix], levels: Mapping[str, float]) -> float:
+def power(
+    parts: Mapping[str, Measured], strangers: Mapping[str, Matrix], levels: Mapping[str, float], scale: float = 1.0
+) -> float:
     """The chance (0..1) that another source's answers are told from the model's own at this size: the largest over parts.
 
     `strangers` holds the same measures [prompts, columns] of one answer of that source to each prompt. Their squared
-    distance, less what chance adds to it, is the noncentrality.
+    distance, less what chance adds to it, is the noncentrality; it grows with rows, and `scale` says how many times as many
+    there are.
     """
     from scipy import stats
 
@@ -119,9 +122,9 @@ def power(parts: Mapping[str, Measured], strangers: Mapping[str, Matrix], levels
         if not len(z):
             continue
         if part.joint:
-            extra = max(0.0, float((z**2).sum()) - len(z))
+            extra = scale * max(0.0, float((z**2).sum()) - len(z))
             chance = float(stats.ncx2.sf(levels[name], len(z), extra)) if extra else 0.0
         else:
-            chance = float(stats.norm.sf(levels[name] - max(0.0, float((z**2).max()) - 1) ** 0.5))
+            chance = float(stats.norm.sf(levels[name] - (scale * max(0.0, float((z**2).max()) - 1)) ** 0.5))
         best = max(best, chance)
     return best

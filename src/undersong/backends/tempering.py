@@ -41,9 +41,10 @@ class Tempered:
 
 
 def tempered(
-    model: Model, chats: Sequence[Chat], answers: Sequence[str], temperature: float, only: Sequence[int] | None = None
+    model: Model, chats: Sequence[Chat], answers: Sequence[str], temperature: float, only: Sequence[int] | None = None,
+    pulled: bool = True,
 ) -> Tempered:
-    """Likelihoods at a temperature above 0.
+    """Likelihoods at a temperature above 0; without `pulled`, pulls have no dimension.
 
     `only` holds sampling to these token ids, as `Sampling.tokens` does; no end of turn is counted then, and an answer with
     another token is impossible (-IMPOSSIBLE nats for each). Needs a torch module (capability `gradients`).
@@ -55,7 +56,7 @@ def tempered(
     if only is not None:
         columns = torch.tensor(sorted(set(only)), device=model.module.device)
         rows = [_unended(row, set(tokens.end_ids(model)) - set(only)) for row in rows]
-    head = _head(model, columns)
+    head = _head(model, columns) if pulled else np.zeros((0, 0))
     out = np.zeros((len(rows), 3 + head.shape[1]))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     with torch.inference_mode(), threads.one_thread(threads.small(model.module)):
@@ -73,7 +74,10 @@ def tempered(
             spread = (chance * (logits - mean[:, None]) ** 2).sum(-1)
             logs = chosen / temperature - (logits / temperature).logsumexp(-1)
             logs = torch.where(wrong, -IMPOSSIBLE, logs)
-            each = torch.cat([torch.stack([logs, chosen - mean, spread], 1), head[target] - chance @ head], 1).double()
+            each = torch.stack([logs, chosen - mean, spread], 1)
+            if pulled:
+                each = torch.cat([each, head[target] - chance @ head], 1)
+            each = each.double()
             # from tokens to rows
             of = torch.repeat_interleave(torch.tensor([len(r.answer) for r in here], device=logits.device))
             total = torch.zeros((len(here), each.shape[1]), dtype=torch.float64, device=each.device)
