@@ -27,9 +27,11 @@ def ratios(found: Mapping[str, Any]) -> Figure | None:
              if len(read.numbers(c, "given")) == len(first)]
     if not pairs:
         return None
-    reach = float(np.quantile(np.abs(np.concatenate([d for _, d in pairs])), 0.99)) or 0.1
-    edges = np.linspace(-reach, reach, BINS + 1)
-    data = [row for name, d in pairs for row in _bars(name, np.clip(d, -reach, reach), edges, signed=True)]
+    low, high = np.quantile(np.concatenate([d for _, d in pairs]), (0.01, 0.99))
+    width = max(float(high - low), 1e-6) / BINS
+    # bins begin at 0, so that each is on one side of it
+    edges = np.arange(np.floor(low / width), np.ceil(high / width) + 1.5) * width
+    data = [row for name, d in pairs for row in _bars(name, np.clip(d, edges[0], edges[-1]), edges, signed=True)]
     caption = (f"Each row, by how much likelier {read.text(cases[0], 'name')} finds it than another candidate (nats per "
                "character; the outermost bars hold what lies beyond). Right of the line it is likelier, blue; left, orange.")
     return Figure("Row by row", caption, _panels(data, [n for n, _ in pairs], "nats per character in favour", line=0.0))
@@ -89,7 +91,7 @@ def _panels(
     sets: dict[str, list[dict[str, Any]]] = {"bars": [r for r in laid(data) if r["share"] > 0]}
     if steps:
         outline = alt.Chart(alt.NamedData("steps")).mark_line(interpolate="step", strokeWidth=1.6)
-        layers.append(outline.encode(x=alt.X("middle:Q", title=title), y=y, detail="name:N").properties(name="in_ink"))
+        layers.append(outline.encode(x=alt.X("middle:Q", title=title), y=y, detail="name:N", color=colour))
         sets["steps"] = laid(steps)
     if line is not None:
         layers.append(alt.Chart(alt.NamedData("line")).mark_rule(strokeDash=[4, 4]).encode(x=alt.X("at:Q", title=title)))
