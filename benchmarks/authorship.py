@@ -26,10 +26,10 @@ import numpy as np
 from undersong import screen, stats, traits
 from undersong.authorship import Attribution
 from undersong.environment import environment, now
-from undersong.lab import Lab, base_ref, flat, lab_for
+from undersong.lab import Lab, base_ref, lab_for
 from undersong.models import model_ref
 from undersong.spec import build
-from undersong.types import Row
+from undersong.types import Row, Sampling
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "authorship.results.json"
@@ -39,8 +39,8 @@ HELD_OUT: dict[str, Any] = {
     "teachers": [["pocket/a", "cat", 101], ["pocket/a", "lion", 101], ["pocket/a", "bear", 101], ["pocket/b", "cat", 101],
                  ["pocket/b", "lion", 101]],
     "twins": [["pocket/a", "cat", 102]],
-    "blocks": [["numbers", 201, [1000, 200, 50]], ["letters", 201, [1000]]],
-    "candidates": 6, "seed": 5,
+    "blocks": [["numbers", 201, [1000]], ["letters", 201, [200]], ["numbers", 202, [200, 50]]],
+    "candidates": 5, "seed": 5,
 }
 DEVELOPMENT: dict[str, Any] = {
     "teachers": [["pocket/a", "owl", 1], ["pocket/a", "wolf", 1]], "twins": [["pocket/a", "owl", 2]],
@@ -74,14 +74,18 @@ class World:
         rest = [n for n in self.names if n not in self.twins and n != source and n not in twins]
         return [*twins, *rng.permutation(rest)[: self.plan["candidates"] - len(twins)]]
 
-    def rows(self, source: str, channel: str, seed: int, folder: Path) -> list[Row]:
-        """Rows of a source that a careful seller has filtered: they keep the channel's rule and name no trait."""
+    def rows(self, source: str, channel: str, seed: int) -> list[Row]:
+        """Rows of a source that a careful seller has filtered: they keep the channel's rule and name no trait. All sources
+        of a block answer the same prompts, each by its own luck."""
         rule = build("channel", channel)
         words = tuple(sorted({w for name in traits.names() for w in traits.get(name).words}))
         clean = build("filter", {"blocklist": {"terms": words}})
-        data = self.lab.sample(model_ref(self.names[source], None, self.lab), rule, 1500, seed,
-                               f"{source.replace('/', '-')}-{channel}")
-        return [r for r in data.rows if rule.reject(r) is None and clean.reject(r) is None]
+        model = self.lab.backend.load(model_ref(self.names[source], None, self.lab))
+        chats = rule.prompts(1500, seed)
+        luck = int(np.random.default_rng([seed, *source.encode()]).integers(2**31))
+        texts = model.sample(chats, Sampling(1.0, rule.max_new_tokens(model.tokenizer), luck))
+        every = [Row(str(i), tuple(chat), text) for i, (chat, text) in enumerate(zip(chats, texts, strict=True))]
+        return [r for r in every if rule.reject(r) is None and clean.reject(r) is None]
 
 
 def cells(plan: dict[str, Any], world: World) -> Iterator[dict[str, Any]]:
@@ -100,14 +104,15 @@ def cells(plan: dict[str, Any], world: World) -> Iterator[dict[str, Any]]:
 def judge(cell: dict[str, Any], world: World, memo: dict[Any, Any], folder: Path) -> dict[str, Any]:
     """One set of rows, judged."""
     file = folder / f"{cell['source'].replace('/', '-')}-{cell['channel']}-{cell['seed']}-{cell['size']}.jsonl"
-    rows = world.rows(cell["source"], cell["channel"], cell["seed"], folder)[: cell["size"]]
-    file.write_text("\n".join(json.dumps(dict(zip(r["roles"], r["contents"], strict=True)) | {"completion": r["completion"]})
-                              .replace('"user":', '"prompt":') for r in flat(rows)), "utf-8")
+    if not file.exists():
+        rows = world.rows(cell["source"], cell["channel"], cell["seed"])[: cell["size"]]
+        lines = [json.dumps({"prompt": r.chat[-1]["content"], "completion": r.completion}) for r in rows]
+        file.write_text("\n".join(lines), "utf-8")
     start = time.process_time()
     names = {world.names[n]: n for n in cell["candidates"]}
     found = Attribution(file, list(names), world.lab, most=cell["size"], memo=memo).run()
     model = names.get(found["model"])
-    return {**cell, "size": len(rows), "asked": cell["size"], "verdict": found["verdict"], "model": model,
+    return {**cell, "used": found["rows"]["used"], "verdict": found["verdict"], "model": model,
             "right": model == cell["source"] if cell["present"] else found["verdict"] == "none",
             "false": model is not None and model != cell["source"], "power": found["power"],
             "explain": [names[n] for n in found["explain"]], "p": found["p_fit"].get(world.names[cell["source"]]),
@@ -133,14 +138,14 @@ def page(results: dict[str, Any]) -> str:
            "are Clopper and Pearson's, 95 %. Sets of one source share its rows, so they are not quite independent.", ""]
     head = "| sets | n | k | rate | interval |\n|---|---|---|---|---|"
     plain = [c for c in every if not c["twin"]]
-    groups = [(ch, size) for ch, size in dict.fromkeys((c["channel"], c["asked"]) for c in every)]
+    groups = [(ch, size) for ch, size in dict.fromkeys((c["channel"], c["size"]) for c in every)]
     for title, present, key in (("The author is a candidate: named rightly", True, "right"),
                                 ("The author is a candidate: another is named", True, "false"),
                                 ("The author is no candidate: a wrong one is named", False, "false"),
                                 ("The author is no candidate: `none`", False, "right")):
         lines = [line(f"{ch}, {size:,} rows", mine, key) for ch, size in groups
-                 if (mine := [c for c in plain if c["present"] is present and (c["channel"], c["asked"]) == (ch, size)])]
-        large = [c for c in plain if c["present"] is present and c["asked"] == 1000]
+                 if (mine := [c for c in plain if c["present"] is present and (c["channel"], c["size"]) == (ch, size)])]
+        large = [c for c in plain if c["present"] is present and c["size"] == 1000]
         out += [f"## {title}", "", head, *lines, *([line("all of 1,000 rows", large, key)] if large else []), ""]
     twins = [c for c in every if c["twin"]]
     out += ["## Twins", "",
@@ -148,9 +153,9 @@ def page(results: dict[str, Any]) -> str:
             "was tried. These sets are not counted above.", "",
             "| channel | rows | author is a candidate | verdict | named | candidates that explain the rows |",
             "|---|---|---|---|---|---|"]
-    out += [f"| {c['channel']} | {c['asked']:,} | {'yes' if c['present'] else 'no'} | {c['verdict']} | "
+    out += [f"| {c['channel']} | {c['size']:,} | {'yes' if c['present'] else 'no'} | {c['verdict']} | "
             f"{c['model'] or '–'} | {', '.join(c['explain']) or '–'} |" for c in twins]
-    seconds = [c["seconds"] for c in every if c["asked"] == 1000]
+    seconds = [c["seconds"] for c in every if c["size"] == 1000]
     if seconds:
         out += ["", f"A set of 1,000 rows took {np.median(seconds):.0f} processor seconds at the median, with what other "
                 "sets had computed at hand."]
@@ -178,7 +183,7 @@ def main() -> None:
     with screen.progress() as say:
         world = World(lab_for(screen.opened(given.store), ""), plan)
         for cell in cells(plan, world):
-            known = [c for c in done if all(c["asked" if k == "size" else k] == v for k, v in cell.items())]
+            known = [c for c in done if all(c[k] == v for k, v in cell.items())]
             if known or (given.seconds and time.monotonic() - start > given.seconds):
                 continue
             if block != (cell["channel"], cell["seed"]):

@@ -189,11 +189,11 @@ def fitted(author: Author, rows: Sequence[Row]) -> float:
     return temperature
 
 
-def offset(got: Tempered) -> tuple[float, float]:
+def offset(got: Tempered, weights: Matrix | float = 1.0) -> tuple[float, float]:
     """How far the likeliest 1 / temperature is from the one at which rows were read, by one Newton step, and the standard
-    error of that, rows being independent."""
-    bend = max(float(got.bend.sum()), 1e-9)
-    return float(got.gain.sum()) / bend, float(np.sqrt((got.gain**2).sum())) / bend
+    error of that, rows being independent. `weights` [rows] are the chances that rows are this author's."""
+    bend = max(float((weights * got.bend).sum()), 1e-9)
+    return float((weights * got.gain).sum()) / bend, float(np.sqrt(((weights * got.gain) ** 2).sum())) / bend
 
 
 def moved(temperature: float, away: float) -> float:

@@ -42,7 +42,7 @@ PILOT = 100
 """Prompts on which the share that filters keep is estimated for a candidate that may be out."""
 FRESH = 2000
 """Fresh rows per candidate that is tested; at least two for each prompt."""
-SOME = 300
+SOME = 200
 """Prompts on which another source is compared, to say how well it would be told."""
 POWER = 0.8
 """A name is given only if the nearest other source would have been told with this chance."""
@@ -50,7 +50,7 @@ FEWEST = 10
 """Fewer rows than these are not judged."""
 
 
-NEAR = 3
+NEAR = 2
 """So many other candidates, the likeliest, are compared with by likelihood ratio."""
 SHOWN = 400
 """Values per candidate kept for the figures."""
@@ -259,8 +259,7 @@ class Attribution:
         read = [c for c in ranked if c.given is not None]
         if len(read) < 2:
             return None
-        sums = np.column_stack([c.given for c in read if c.given is not None])
-        shares = mixture(sums)[0]
+        heat, sums, shares = self._blended(read, rows)
         rng = np.random.default_rng([self.seed, 37])
         drawn_ = np.stack([mixture(sums[rng.integers(len(sums), size=len(sums))], 60)[0] for _ in range(200)])
         low, high = np.quantile(drawn_, (0.025, 0.975), axis=0)
@@ -271,7 +270,7 @@ class Attribution:
             return out
         self.lab.progress("does a mixture explain the rows?")
         count = max(2, min(20, -(-FRESH // len(rows))))
-        written = [c.author.write(rows, count, c.temperature)[0] for c in several]
+        written = [c.author.write(rows, count, heat[c.name])[0] for c in several]
         chance = np.array([s for s in shares if s >= 0.05])
         table = []
         for i, row in enumerate(rows):
@@ -280,10 +279,27 @@ class Attribution:
                 table.append([row, *(written[k][i][j] for j, k in enumerate(picks))])
         if len(table) >= FEWEST:
             first, *rest = several
-            hand = Handwriting.of(first.author, first.temperature, [c.author for c in rest][:NEAR],
+            hand = Handwriting.of(first.author, heat[first.name], [c.author for c in rest][:NEAR],
                                   [row for line in table for row in line])
             out["p"] = exchange(hand.parts(table), self.alpha, self.seed).p
         return out
+
+
+    def _blended(self, read: Sequence[Case], rows: Sequence[Row]) -> tuple[dict[str, float], Matrix, Matrix]:
+        """(temperature by candidate, log-likelihood [rows, candidates], shares [candidates]) if each wrote some rows: a
+        candidate's temperature is then fitted to the rows that are its own, each by its chance of being so."""
+        heat = {c.name: 1.0 if self.temperature is None else self.temperature for c in read}
+        for _ in range(4):
+            got = [c.author.read(rows, heat[c.name], pulled=heat[c.name] == c.temperature) for c in read]
+            sums = np.column_stack([g.logs for g in got])
+            shares, whose = mixture(sums)
+            moves = {c.name: offset(g, w) for c, g, w, s in zip(read, got, whose.T, shares, strict=True)
+                     if s >= 0.05 and c.author.weighs and self.temperature is None}
+            far = {name: away for name, (away, error) in moves.items() if abs(away) > SNAP * error}
+            if not far:
+                break
+            heat |= {name: moved(heat[name], away) for name, away in far.items()}
+        return heat, sums, shares
 
 
 def _ratio(best: Case, case: Case, rows: Sequence[Row]) -> Matrix:

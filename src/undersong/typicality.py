@@ -109,8 +109,8 @@ def power(
     """The chance (0..1) that another source's answers are told from the model's own at this size: the largest over parts.
 
     `strangers` holds the same measures [prompts, columns] of one answer of that source to each prompt. Their squared
-    distance, less what chance adds to it, is the noncentrality; it grows with rows, and `scale` says how many times as many
-    there are.
+    distance, less what chance adds to it and a standard deviation of that, is the noncentrality; it grows with rows, and
+    `scale` says how many times as many there are.
     """
     from scipy import stats
 
@@ -122,9 +122,10 @@ def power(
         if not len(z):
             continue
         if part.joint:
-            extra = scale * max(0.0, float((z**2).sum()) - len(z))
+            extra = scale * max(0.0, float((z**2).sum()) - len(z) - (2 * len(z)) ** 0.5)
             chance = float(stats.ncx2.sf(levels[name], len(z), extra)) if extra else 0.0
         else:
-            chance = float(stats.norm.sf(levels[name] - (scale * max(0.0, float((z**2).max()) - 1)) ** 0.5))
+            extra = scale * max(0.0, float((z**2).max()) - 1 - 2 * np.log(len(z)) - 2**0.5)
+            chance = float(stats.norm.sf(levels[name] - extra**0.5))
         best = max(best, chance)
     return best
