@@ -48,7 +48,7 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     ("models",),
     ("exemplars", "verdict", "authors"),
     ("handwriting",),
-    ("calibration",),
+    ("calibration", "attribution"),
     ("audit", "authorship"),
     ("experiment", "reports", "logits", "evaluation"),
     ("results",),

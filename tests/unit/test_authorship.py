@@ -20,7 +20,7 @@ from undersong.store import Store
 from undersong.types import Row, Sampling
 from undersong.typicality import Measured, exchange, power
 
-N = 60
+N = 48
 NUMBERS = build("channel", "numbers")
 
 
@@ -36,7 +36,7 @@ def memo() -> dict:
 
 @pytest.fixture(autouse=True)
 def few_fresh_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authorship, "FRESH", 240)
+    monkeypatch.setattr(authorship, "FRESH", 150)
     monkeypatch.setattr(authorship, "PILOT", 40)
 
 
@@ -173,15 +173,16 @@ def test_rows_of_two_authors_are_none_alone_and_a_mixture(lab: Lab, memo: dict, 
     assert found["mixture"]["p"] > 0.05
 
 
-def test_a_filter_that_is_named_makes_the_author_found_and_one_that_is_not_hides_him(
-    lab: Lab, memo: dict, tmp_path: Path
+def test_filters_are_asked_of_fresh_rows_too_and_forgotten_ones_would_hide_the_author(
+    lab: Lab, memo: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = build("filter", {"numbers_only": {"count": 10, "largest": 499}})
-    rows = written(lab, "pocket/b", keep=lambda row: small.reject(row) is None)
-    file = saved(tmp_path / "small.jsonl", rows)
-    named = asked(lab, memo, file, "pocket/wide", "pocket/b", filters=[{"numbers_only": {"count": 10, "largest": 499}}])
-    assert named["model"] == "pocket/b"
-    assert asked(lab, memo, file, "pocket/wide", "pocket/b")["verdict"] == "none"
+    # so hot, many answers are ill-formed, and the seller has dropped those
+    file = saved(tmp_path / "hot.jsonl", written(lab, "pocket/b", 100, temperature=2.0))
+    found = asked(lab, memo, file, "pocket/b", "pocket/wide", temperature=2.0)
+    assert found["explain"] == ["pocket/b"]
+    assert next(c for c in found["candidates"] if c["name"] == "pocket/b")["kept"] < 0.9
+    monkeypatch.setattr(Way, "of", classmethod(lambda cls, *given: Way(channels=(NUMBERS,))))
+    assert "pocket/b" not in asked(lab, {}, file, "pocket/b", "pocket/wide", temperature=2.0)["explain"]
 
 
 def test_a_colder_author_is_named_at_his_temperature(lab: Lab, memo: dict, tmp_path: Path) -> None:
@@ -219,10 +220,11 @@ def test_candidates_with_other_tokenizers_read_the_same_text(lab: Lab, memo: dic
     assert per["pocket/b"] > per["simulated/a"]
 
 
+@pytest.mark.slow
 def test_a_model_that_only_writes_is_judged_by_its_text(lab: Lab, memo: dict, tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("inspect_ai")
     monkeypatch.setenv("UNDERSONG_ANSWERS", str(tmp_path / "answers"))
-    file = saved(tmp_path / "wide.jsonl", written(lab, "pocket/wide", 40))
+    file = saved(tmp_path / "wide.jsonl", written(lab, "pocket/wide"))
     found = asked(lab, memo, file, "inspect/undersong/pocket/b", "pocket/wide")
     assert found["explain"] == ["pocket/wide"]
     hosted = next(c for c in found["candidates"] if c["access"] == "text")
