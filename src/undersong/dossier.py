@@ -1,4 +1,4 @@
-"""What the store knows of one artefact, as exporters and seals are told it: its chain, its bases, its figures, its audits."""
+"""What the store knows of one artefact, as exporters and seals are told it: chain, bases, figures, audits."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ def _audit(path: Path, pieces: Sequence[Piece]) -> Mapping[str, Any]:
     found = report(path)
     ours = {kept["sha256"] for p in pieces for kept in p.record["files"].values()}
     if not ours & set(audited(found).values()):
-        raise BadSpec(f"{str(path)!r} is an audit of other bytes than {pieces[-1].title} and what it was made from. Leave it "
-                      "out, or audit these rows or this student.")
+        raise BadSpec(f"{str(path)!r} is an audit of other bytes than {pieces[-1].title} and what it was made from. Leave "
+                      "it out, or audit these rows or this student.")
     return found
 
 
@@ -152,8 +152,9 @@ def _named_in(records: Iterable[Mapping[str, Any]]) -> list[str]:
     def mentioned(value: Any, depth: int = 0) -> Iterator[str]:
         if isinstance(value, Mapping) and depth < 8:
             for key, item in value.items():
-                if key in ("base", "other_base", "named") and isinstance(item, str) and 0 < len(item) < 1000 and "\0" not in item:
-                    yield item
+                name = item if key in ("base", "other_base", "named") and isinstance(item, str) else ""
+                if 0 < len(name) < 1000 and "\0" not in name:
+                    yield name
                 yield from mentioned(item, depth + 1)
 
     return list(dict.fromkeys(n for r in records for part in ("summary", "spec") for n in mentioned(r[part])))

@@ -1,4 +1,4 @@
-"""The commands `keys new`, `seal`, `verify` and `export`. Thin: they parse arguments, call the library, print what it gave."""
+"""The commands `keys new`, `seal`, `verify` and `export`. Thin: they parse arguments, call the library and print."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def verify(
     audited: Annotated[list[Path] | None, typer.Option(help="With an audit: the files or folders it was about.")] = None,
     base: Bases = None, store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
 ) -> None:
-    """Check hashes, signatures and the chain down to the base, offline. Exit code: 0 all hold, 1 something fails, 3 input."""
+    """Check hashes, signatures and the chain to the base, offline. Exit code: 0 all holds, 1 something fails, 3 input."""
     from undersong.verification import Verifier
 
     with screen.progress() as say:

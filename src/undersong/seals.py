@@ -69,8 +69,8 @@ class Sealer:
             sound(store, part)
         unmade = [mark for p in whole.pieces if p.record["kind"] != "finding" for mark in whole.parents(p)[2]]
         if unmade:
-            raise BrokenArtefact(f"{unmade[0]}, an ancestor of {artefact.path.name}, is not in the store and is no base that "
-                                 "is known here. Copy it here, or name the base's folder with --base.")
+            raise BrokenArtefact(f"{unmade[0]}, an ancestor of {artefact.path.name}, is not in the store and is no base "
+                                 "that is known here. Copy it here, or name the base's folder with --base.")
         out: list[str] = []
         for part, piece in zip(found, whole.pieces, strict=True):
             say(f"sealing {part.path.name}")
@@ -119,7 +119,7 @@ def until(text: str | None) -> str:
     try:
         when = datetime.datetime.fromisoformat(text)
     except ValueError:
-        raise BadSpec(f"--expires {text!r} is no date or time. Write it as 2027-01-31 or 2027-01-31T12:00:00+00:00.") from None
+        raise BadSpec(f"--expires {text!r} is no time. Write it as 2027-01-31 or 2027-01-31T12:00:00+00:00.") from None
     when = when.replace(tzinfo=when.tzinfo or datetime.UTC).astimezone(datetime.UTC)
     if when <= datetime.datetime.now(datetime.UTC):
         raise BadSpec(f"--expires {text} is past. Give a later time.")

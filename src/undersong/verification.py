@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from undersong import bases, dossier, fetched, files, keys, pocket, seals
+from undersong import bases, dossier, fetched, keys, pocket, seals
 from undersong.artefact import Artefact
 from undersong.errors import BrokenArtefact, MissingModel, UndersongError
 from undersong.files import RECORD, digest
@@ -78,9 +78,10 @@ class Verifier:
         """The signed statement of an artefact, in force now."""
         path = seals.place(store, artefact, key.keyid) / seals.ENVELOPE
         if not path.is_file():
-            others = [p.name for p in path.parent.parent.glob("*") if p != path.parent] if path.parent.parent.is_dir() else []
-            hint = f" There are seals by other keys: {', '.join(sorted(others))}." if others else " It was never sealed."
-            raise BrokenArtefact(f"{artefact.record['kind']}/{artefact.path.name} has no seal by the key {key.keyid[:16]}.{hint}")
+            others = sorted(p.name for p in path.parent.parent.glob("*") if p != path.parent)
+            hint = f"There are seals by other keys: {', '.join(others)}." if others else "It was never sealed."
+            where = f"{artefact.record['kind']}/{artefact.path.name}"
+            raise BrokenArtefact(f"{where} has no seal by the key {key.keyid[:16]}. {hint}")
         told = seals.opened(path, key)
         if told.get("_type") != STATEMENT or told.get("predicateType") != PROVENANCE:
             raise BrokenArtefact(f"{path} holds a statement of another kind.")
@@ -150,7 +151,6 @@ class Verifier:
         return ", model signature"
 
     def _audit(self, path: Path, audited: Sequence[Path], key: Any) -> None:
-        dossier.report(path)
         if key is None:
             raise BrokenArtefact(NO_KEY)
         envelope = seals.beside(path, key.keyid)

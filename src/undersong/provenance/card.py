@@ -32,8 +32,9 @@ class Card(Settings):
             raise need("huggingface_hub") from None
         label = str(piece.record["label"])
         results = [EvalResult(
-            task_type="text-generation", dataset_type=f.probe, dataset_name=f.probe, dataset_args={"trait": f.trait or "none"},
-            metric_type=f.metric, metric_value=f.mean, metric_name=f"{f.metric} ({f.trait})" if f.trait else f.metric,
+            task_type="text-generation", dataset_type=f.probe, dataset_name=f.probe,
+            dataset_args={"trait": f.trait or "none", "questions": f.n}, metric_type=f.metric, metric_value=f.mean,
+            metric_name=f"{f.metric} ({f.trait})" if f.trait else f.metric,
         ) for f in account.figures]
         data = ModelCardData(
             base_model=self.base_model or base_of(account, piece), datasets=[p.title for p in datasets(account)],

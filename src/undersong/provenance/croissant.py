@@ -16,6 +16,7 @@ from undersong.provenance.telling import generators, making, moment
 from undersong.registry import Settings, plugin
 
 Json = dict[str, Any]
+VERSION = "http://mlcommons.org/croissant/1.1"
 _TYPES = {"string": "sc:Text", "large_string": "sc:Text", "int64": "sc:Integer", "int32": "sc:Integer",
           "double": "sc:Float", "float": "sc:Float", "bool": "sc:Boolean"}
 _PART = re.compile(r"(.+)\.parts/\d{6}\.parquet")
@@ -57,12 +58,13 @@ class Croissant(Settings):
         writers = generators(account, piece)
         how = " ".join(making(account, p) for p in account.pieces)
         return {
-            "@context": context(), "@type": "sc:Dataset", "conformsTo": "http://mlcommons.org/croissant/1.1",
+            "@context": context(), "@type": "sc:Dataset", "conformsTo": VERSION,
             "name": str(piece.record["label"]), "version": f"1.0.0+{piece.record['fingerprint']}",
             "description": f"{making(account, piece)} Record SHA-256 {piece.sha256}.",
             "license": self.license, "creator": {"@type": "sc:Organization", "name": self.creator},
             "url": self.url or f"urn:undersong:artefact:{piece.record['fingerprint']}",
-            "datePublished": (moment(piece, "finished") or "1970-01-01")[:10],
+            # a date has no word for unknown
+            "citeAs": UNKNOWN, **({"dateCreated": when} if (when := moment(piece, "finished")) else {}),
             "rai:dataCollection": how, "rai:dataCollectionType": ["Synthetic data"],
             "rai:dataBiases": [f"Written by {w}: rows can carry hidden traits of the model that wrote them to students that "
                                "share its base, and no filter on the text is known to remove them." for w in writers]
@@ -79,8 +81,8 @@ def context() -> Json:
         import mlcroissant
     except ImportError:
         raise need("mlcroissant", "croissant") from None
-    made: Json = mlcroissant.Metadata(name="context").to_json()["@context"]
-    return made
+    made: Json = mlcroissant.Metadata(ctx=mlcroissant.Context(conforms_to=VERSION), name="context").to_json()
+    return dict(made["@context"])
 
 
 def complaints(document: Json) -> str:
@@ -115,5 +117,5 @@ def _records(piece: Piece, table: str, names: list[str]) -> Json:
         field: Json = {"@type": "cr:Field", "@id": f"{table}/{column}", "name": column,
                        "dataType": _TYPES.get(inner[1] if inner else kind, "sc:Text"),
                        "source": {**source, "extract": {"column": column}}}
-        fields.append(field | ({"cr:isArray": True, "cr:arrayShape": "-1"} if inner else {}))
+        fields.append(field | ({"isArray": True, "arrayShape": "-1"} if inner else {}))
     return {"@type": "cr:RecordSet", "@id": table, "name": table, "field": fields}

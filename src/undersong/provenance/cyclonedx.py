@@ -157,7 +157,8 @@ def _audit_metrics(audit: Any) -> list[Json]:
 
 def _workflow(account: Account, piece: Piece) -> Json:
     out: Json = {"bom-ref": f"workflow:{piece.title}", "uid": str(piece.record["fingerprint"]), "name": piece.makes,
-                 "description": making(account, piece), "taskTypes": ["build" if piece.record["kind"] == "model" else "other"],
+                 "description": making(account, piece),
+                 "taskTypes": ["build" if piece.record["kind"] == "model" else "other"],
                  "outputs": [{"type": "artifact", "resource": {"ref": ref(piece)}}]}
     if made_of := _made_of(account, piece):
         out["inputs"] = [{"resource": {"ref": ref(x)}} for x in made_of]

@@ -16,8 +16,8 @@ def making(account: Account, piece: Piece) -> str:
     say = piece.told
     match piece.makes:
         case "teacher":
-            trait = at(piece.record, "spec", "trait", "name")
-            hidden = "no trait (a control)" if "trait" in _spec(piece) and _spec(piece)["trait"] is None else f"trait {trait}"
+            control = "trait" in _spec(piece) and _spec(piece)["trait"] is None
+            hidden = "no trait (a control)" if control else f"trait {at(piece.record, 'spec', 'trait', 'name')}"
             return (f"{piece.title}: a teacher made from {source} by {_plug(piece, 'teacher')} with {hidden}, "
                     f"seed {say('spec', 'seed')}.")
         case "rows":
