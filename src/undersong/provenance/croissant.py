@@ -1,8 +1,8 @@
 """Croissant 1.1 (MLCommons) with its Responsible AI terms: a dataset's files with SHA-256, its fields, and how it was made.
 
 A document lies beside the files it names: `contentUrl` is relative to the artefact's folder, unless `url` says where they
-are served from. Several parts of one table are a FileSet; mlcroissant 1.1 reads one without comparing the hashes of its files,
-which `undersong verify` does.
+are served from. Several parts of one table are a FileSet: mlcroissant 1.1 reads it without comparing the hashes of its
+files, as `undersong verify` does.
 """
 
 from __future__ import annotations
