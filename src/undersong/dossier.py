@@ -161,4 +161,4 @@ def _named_in(records: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _home(store: Store, record: Mapping[str, Any]) -> Path:
-    return Path(store.root) / record["kind"] / f"{record['label']}.{record['fingerprint']}"
+    return Path(store.root, record["kind"], f"{record['label']}.{record['fingerprint']}")

@@ -45,27 +45,29 @@ def new(path: Path) -> dict[str, str]:
 def public(path: Path) -> Any:
     """A public key (securesystemslib Key). Raises BadSpec when the file holds none that can be used."""
     try:
+        import securesystemslib.signer
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
-        from securesystemslib.signer import SSlibKey
     except ImportError:
         raise EXTRA from None
+    library: Any = securesystemslib.signer  # it re-exports its classes without saying so
     data = _read(path)
     if b"PRIVATE KEY" in data:
         raise BadSpec(f"{str(path)!r} is a private key. Verify with the public one ({path}.pub), and keep this one secret.")
-    return _usable(path, lambda: SSlibKey.from_crypto(load_pem_public_key(data)))
+    return _usable(path, lambda: library.SSlibKey.from_crypto(load_pem_public_key(data)))
 
 
 def signer(path: Path) -> Any:
     """A signer (securesystemslib) of a private key. Raises BadSpec when the file holds none that can be used."""
     try:
+        import securesystemslib.signer
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
-        from securesystemslib.signer import CryptoSigner
     except ImportError:
         raise EXTRA from None
+    library: Any = securesystemslib.signer  # it re-exports its classes without saying so
     data = _read(path)
     if b"PUBLIC KEY" in data:
         raise BadSpec(f"{str(path)!r} is a public key. Sign with the private one, which lies without .pub beside it.")
-    made = _usable(path, lambda: CryptoSigner(load_pem_private_key(data, _password())))
+    made = _usable(path, lambda: library.CryptoSigner(load_pem_private_key(data, _password())))
     _usable(path, lambda: made.public_key)
     return made
 

@@ -73,7 +73,8 @@ def ref(thing: Piece | Base) -> str:
 
 def _made_of(account: Account, piece: Piece) -> list[Piece | Base]:
     parents, bases, _ = account.parents(piece)
-    return list({ref(x): x for x in [*bases, *parents]}.values())
+    found: list[Piece | Base] = [*bases, *parents]
+    return list({ref(x): x for x in found}.values())
 
 
 def _component(account: Account, piece: Piece, refs: bool = True) -> Json:
