@@ -24,7 +24,7 @@ from undersong.environment import environment
 from undersong.errors import BadRows, BadSpec, MissingExtra, NothingMeasured, ServerFailed
 from undersong.files import digest
 from undersong.lab import Lab, base_ref
-from undersong.models import model_ref
+from undersong.models import files_of, model_ref
 from undersong.nulls import Case, Null, Table
 from undersong.row_files import RowFile
 from undersong.spec import fingerprint
@@ -148,7 +148,7 @@ class Audit:
         heard = Heard(self.held, self.alpha, self.smallest, self.seed, self.budget, null, tuple(self.refused), self.file,
                       self.rows, dict(self.evidence), tuple(ran), tuple(skipped), self._families(ran))
         out = conclude(heard)
-        out |= {"seconds": round(time.monotonic() - start, 2), "environment": environment()}
+        out |= {"audited": self._audited(), "seconds": round(time.monotonic() - start, 2), "environment": environment()}
         return out
 
     def _check_student(self) -> None:
@@ -231,6 +231,12 @@ class Audit:
                 "base": base_ref(held.base).fingerprint if held.base else "",
                 "traits": [dataclasses.asdict(t) for t in self.evidence.get("traits", ())],
                 **{t: self.evidence[t].ref.fingerprint if t in self.evidence else "" for t in ("student", "teacher")}}
+
+    def _audited(self) -> dict[str, list[dict[str, Any]]]:
+        """Which bytes this audit is about: each file's name, SHA-256 and size. A seal makes them its subject."""
+        student = self.evidence.get("student")
+        behind = {"rows": list(self.file.files) if self.file else [], "student": files_of(student.ref) if student else []}
+        return {what: [{"name": file.name, **digest(file)} for file in found] for what, found in behind.items() if found}
 
     def _families(self, ran: Sequence[Ran]) -> dict[str, tuple[Table, dict[Any, float], int]]:
         """Per family with a null: the placebo table, what the audited case says, and the size it was held against."""

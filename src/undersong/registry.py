@@ -21,7 +21,7 @@ from undersong.errors import BadSpec, MissingExtra, UndersongError, UnknownName,
 FOLDERS = {
     "teacher": "teachers", "channel": "channels", "filter": "filters", "recipe": "recipes", "probe": "probes",
     "detector": "detectors", "kinship": "kinship", "explainer": "explainers", "mitigation": "mitigations",
-    "backend": "backends", "executor": "executors",
+    "backend": "backends", "executor": "executors", "exporter": "provenance",
 }
 KINDS = tuple(FOLDERS)
 _plugins: dict[tuple[str, str], type[Settings]] = {}

@@ -16,6 +16,7 @@ from undersong.calibration import Calibrator, mix, told
 from undersong.channels import belonging
 from undersong.errors import BadSpec, MissingModel, UndersongError
 from undersong.exemplars import folders, placebo_rows, unpack
+from undersong.files import digest
 from undersong.lab import Lab, base_ref, lab_for
 from undersong.models import model_ref
 from undersong.nulls import Null
@@ -86,6 +87,7 @@ def test_a_planted_trait_is_found_named_and_its_share_estimated(lab: Lab, writte
     found = json.loads(out)
     assert (code, found["verdict"], found["trait"]) == (1, "found", "owl")
     assert found["p"] == pytest.approx(1 / 40)
+    assert found["audited"] == {"rows": [{"name": file.name, **digest(file)}]}
     assert found["share"]["low"] <= 0.5 <= found["share"]["high"]
     assert {f["detector"] for f in found["findings"] if f["p"] is not None} == {"likelihood_panel", "marginal_template"}
     assert {s["detector"] for s in found["skipped"]} >= {"vocabulary_scan", "divergence_tokens", "marginals"}
