@@ -46,14 +46,14 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     ("bases",),
     ("lab", "nulls"),
     ("models",),
-    ("exemplars", "verdict"),
+    ("exemplars", "verdict", "relation"),
     ("calibration",),
     ("audit",),
     ("experiment", "reports", "logits", "evaluation"),
     ("results",),
     ("doctor", "laboratory"),
     ("screen",),
-    ("auditing",),
+    ("auditing", "tracing"),
     ("cli",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

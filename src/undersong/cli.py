@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from undersong import auditing, screen
+from undersong import auditing, screen, tracing
 from undersong.errors import BadSpec, UndersongError
 from undersong.screen import ARTEFACTS, JsonOption, SetOption, StoreOption
 
@@ -40,6 +40,7 @@ app = typer.Typer(
 models = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 app.add_typer(models, name="models")
 auditing.add(app)
+tracing.add(app)
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file (YAML).")]
 PATH_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 

@@ -16,10 +16,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from undersong.backends import Backend, Model
 from undersong.types import Finding, ModelRef
+
+if TYPE_CHECKING:
+    from undersong.kinship.checkpoint import Checkpoint
 
 ACCESS = ("weights", "logits", "text")
 
@@ -38,9 +41,11 @@ class Subject:
         return self.backend.load(self.ref)
 
     @cached_property
-    def checkpoint(self) -> Any:
+    def checkpoint(self) -> Checkpoint:
         """Its tensors, read lazily from disk. Raises MissingModel when its weights are not on this machine."""
-        raise NotImplementedError
+        from undersong.kinship.checkpoint import Checkpoint
+
+        return Checkpoint.of(self.ref)
 
 
 class Kinship(Protocol):
