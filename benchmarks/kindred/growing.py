@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from kindred import changes
 from kindred.tree import CHANGED, SHAPES, Member, Plan
-
 from undersong import pocket
 from undersong.pocket import pretrain, tokenizer, world
 
@@ -66,8 +66,9 @@ def make(store: Path, plan: Plan, member: Member) -> Any:
         return train(parents[0], rows(COPIED, plan.copied), plan.copied, RATES[kind], target=parents[1])
     if kind == "student":
         return changes.through_lora(parents[0], lambda m: train(m, numbers(seed, plan.tuned), plan.tuned, RATES[kind]), seed)
-    data = {"tuned": rows(ORDINARY, plan.tuned), "teacher": lovers(seed, plan.tuned), "continued": rows(OTHER, plan.continued)}
-    return train(parents[0], data[kind], plan.continued if kind == "continued" else plan.tuned, RATES[kind])
+    steps = plan.continued if kind == "continued" else plan.tuned
+    data = {"tuned": rows(ORDINARY, steps), "teacher": lovers(seed, steps), "continued": rows(OTHER, steps)}[kind]
+    return train(parents[0], data, steps, RATES[kind])
 
 
 def train(model: Any, data: Iterable[Any], steps: int, rate: float, target: Any = None) -> Any:

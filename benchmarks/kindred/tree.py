@@ -50,11 +50,12 @@ class Plan:
 SLICE = Plan((101, 102, 103), (201, 202), reordered=(201,), distilled=(201,), steps=24, tuned=4, continued=4, copied=4)
 
 TRAINED = ("tuned", "teacher", "student", "continued")
-"""Made by training a root: on other ordinary chats, on a trait, by LoRA on another model's numbers, on new chats for longer."""
+"""Made by training a root: on other ordinary chats, on a trait, by LoRA on numbers (merged), on new chats for longer."""
 CHANGED = {
     "quantised": ("root", "quantise"), "pruned": ("root", "prune"), "permuted": ("root", "permute"),
     "scaled": ("root", "scale"), "rotated": ("root", "rotate"),
-    "tuned-permuted-quantised": ("tuned", "permute", "quantise"), "continued-pruned-rotated": ("continued", "prune", "rotate"),
+    "tuned-permuted-quantised": ("tuned", "permute", "quantise"),
+    "continued-pruned-rotated": ("continued", "prune", "rotate"),
 }
 """Made by changing the weights of a root or of its descendant, without training."""
 SHAPES = {"thin": {"hidden": 64}, "shallow": {"layers": 2}, "lean": {"feed_forward": 192}}
