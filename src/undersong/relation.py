@@ -14,16 +14,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from undersong import registry
+from undersong import bases, registry
 from undersong.environment import environment
-from undersong.errors import BadRows, BadSpec, MissingExtra, MissingModel, NothingMeasured, ServerFailed
+from undersong.errors import BadRows, BadSpec, MissingExtra, NothingMeasured, ServerFailed
 from undersong.kinship import ACCESS, Subject
 from undersong.spec import describe
 from undersong.stats import holm
 from undersong.types import Finding
 
+ELSEWHERE = (bases.HOSTED, bases.SIMULATED)
 KIN = ("same_weights", "same_initialisation")
-CANNOT = (BadRows, BadSpec, MissingExtra, MissingModel, NothingMeasured, ServerFailed)
+CANNOT = (BadRows, BadSpec, MissingExtra, NothingMeasured, ServerFailed)
 """What stops one test and no comparison: the others go on, and the reason is told."""
 Said = Callable[[str], None]
 
@@ -35,7 +36,7 @@ def relate(
     """The relation of two models as JSON. `tests` are plug-ins of the kind `kinship`; all, with default settings, when
     none are given. `controls` are models known to be unrelated to both. p is Holm-adjusted, per test and as a whole.
 
-    Raises BadSpec for an alpha outside 0..1; BrokenArtefact for damaged weights."""
+    Raises BadSpec for an alpha outside 0..1; MissingModel and BrokenArtefact for weights that are not there or damaged."""
     if not 0 < alpha < 1:
         raise BadSpec(f"alpha lies between 0 and 1, not at {alpha}. Change it.")
     start = time.monotonic()
@@ -97,25 +98,26 @@ def _sentence(found: dict[str, Any], own: Sequence[dict[str, Any]], names: tuple
     p = "" if found["p"] is None else f" (p = {found['p']:.2g} after Holm)"
     by = f" by {', '.join(t['test'] for t in own)}" if own else ""
     child = {"a_from_b": f" {a} comes from {b}.", "b_from_a": f" {b} comes from {a}."}.get(found["direction"] or "", "")
-    power = f" The tests would have found {found['power']:.0%} of descendants." if found["power"] is not None else ""
+    power = f" Power {found['power']:.0%}." if found["power"] is not None else ""
     text = {
         "same_weights": f"{a} and {b} have the same weights{by}.",
-        "same_initialisation": f"{a} and {b} descend from one initialisation{by}{p}.{child} A trait could cross between them.",
+        "same_initialisation": f"{a} and {b} descend from one initialisation{by}{p}.{child} A trait could cross between "
+                               "them.",
         "same_architecture": f"{a} and {b} have one architecture and different initialisations{by}.{power}",
         "unrelated": f"{a} and {b} are unrelated{by}.{power}",
-        "unknown": f"It cannot be told how {a} and {b} are related: no test found kinship, and none had the power to exclude it.",
+        "unknown": f"It cannot be told how {a} and {b} are related: no test found kinship, and none had the power to "
+                   "exclude it.",
     }[found["relation"]]
     return text + (f" Contradicted by {'; '.join(found['contradictions'])}." if found["contradictions"] else "")
 
 
 def _compare(test: Any, a: Subject, b: Subject, controls: Sequence[Subject]) -> Finding:
-    """What a test says, once both models show what it needs. Raises MissingModel or BadSpec in words when one does not."""
-    if "weights" in test.needs:
-        _ = a.checkpoint, b.checkpoint
-    else:
-        for subject in (a, b):
-            if "logits" in test.needs and "logits" not in subject.model.capabilities:
-                raise BadSpec(f"{subject.name} shows no next-token probabilities. Only tests of sampled text can read it.")
+    """What a test says, once both models show what it needs. Raises BadSpec in words when one does not."""
+    for subject in (a, b):
+        if "weights" in test.needs and subject.ref.base.startswith(ELSEWHERE):
+            raise BadSpec(f"{subject.name} has no weights on this machine. Only tests of answers can read it.")
+        if "logits" in test.needs and "logits" not in subject.model.capabilities:
+            raise BadSpec(f"{subject.name} shows no next-token probabilities. Only tests of sampled text can read it.")
     found: Finding = test.compare(a, b, controls)
     return found
 

@@ -43,10 +43,10 @@ def kinship(
     with screen.progress() as say:
         lab = lab_for(screen.opened(store), "", say)
         tests = [build("kinship", t, "--test") for t in screen.specs(test or [], "--test")]
-        subjects = [_subject(text, base, lab) for text, base in ((a, base_a), (b, base_b))]
+        one, two = _subject(a, base_a, lab), _subject(b, base_b, lab)
         controls = [_subject(text, None, lab) for text in control or ()]
-        found = relate(*subjects, tests, controls, alpha, say)
-    _keep(lab.store, found, *subjects)
+        found = relate(one, two, tests, controls, alpha, say)
+    _keep(lab.store, found, one, two)
     screen.say(as_json, found, _summary(found))
     if found["relation"] == "unknown":
         raise typer.Exit(UNKNOWN)
@@ -86,7 +86,7 @@ def _summary(found: dict[str, Any]) -> str:
     """The table of tests, why others were left out, and the sentence."""
     rows = [(t["test"], ", ".join(t["access"]), t["relation"], _number(t["p"]), _number(t.get("adjusted")),
              _number(t["power"]), t["says"]) for t in found["tests"]]
-    text = screen.table(("test", "read", "relation", "p", "Holm", "power", "what it saw"), rows) if rows else "No test could run."
+    text = screen.table(("test", "read", "relation", "p", "Holm", "power", "what it saw"), rows) if rows else "No test ran."
     notes = "".join(f"\nLeft out: {s['test']}. {s['says']}" for s in found["skipped"])
     return f"{text}{notes}\n\n{found['sentence']}"
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from undersong.kinship import Subject
-from undersong.kinship.checkpoint import Checkpoint
+from undersong.kinship.checkpoint import Checkpoint, file_sha256
 from undersong.registry import Settings, plugin
 from undersong.types import Finding
 
@@ -34,8 +35,9 @@ class Bytes(Settings):
     """A tensor with fewer distinct values is no evidence."""
 
     def compare(self, a: Subject, b: Subject, controls: Sequence[Subject] = ()) -> Finding:
-        """The share (0..1) of values that lie in equal tensors. Details: `equal`, `trivial` and `changed` (tensor names),
-        `files` (names of equal files), `direction` where one is declared as a change of the other."""
+        """The share (0..1) of values that lie in equal tensors that count. Details: `equal` (tensor name to SHA-256),
+        `trivial` and `changed` (tensor names), `only_a`, `only_b`, `files` (SHA-256 of files that both have), and
+        `direction` where one is declared as a change of the other."""
         one, two = a.checkpoint, b.checkpoint
         both = [n for n in one.names if n in two.tensors]
         alike = [n for n in both if _alike(one, two, n)]
@@ -44,15 +46,15 @@ class Bytes(Settings):
         changed = [n for n in both if n not in alike]
         total = sum(math.prod(one.shape(n)) for n in one.names)
         share = sum(math.prod(one.shape(n)) for n in equal) / max(total, 1)
-        whole = one.names == two.names and not changed
-        relation = "same_weights" if whole and equal else "same_initialisation" if equal else "unknown"
+        only = [[n for n in c.names if n not in other.tensors] for c, other in ((one, two), (two, one))]
+        whole = equal and not (changed or any(only))
+        relation = "same_weights" if whole else "same_initialisation" if equal else "unknown"
         way = None
-        if relation == "same_initialisation" and a.ref.base == b.ref.base and bool(one.declared) != bool(two.declared):
+        if relation == "same_initialisation" and one.folder == two.folder and bool(one.declared) != bool(two.declared):
             way = "a_from_b" if one.declared else "b_from_a"
         return Finding(relation, share, None, ("weights",), "none is needed: equal bytes are no sample", {
-            "power": None, "direction": way, "equal": equal, "trivial": trivial, "changed": changed,
-            "only_a": [n for n in one.names if n not in two.tensors], "only_b": [n for n in two.names if n not in one.tensors],
-            "files": sorted(set(one.files.values()) & set(two.files.values())),
+            "power": None, "direction": way, "equal": {n: one.sha256(n) for n in equal}, "trivial": trivial,
+            "changed": changed, "only_a": only[0], "only_b": only[1], "files": _files(one, two),
             "says": _says(relation, len(equal), len(both), share, {c.declared for c in (one, two)} - {""})})
 
     def _evidence(self, checkpoint: Checkpoint, name: str) -> bool:
@@ -67,7 +69,15 @@ def _alike(one: Checkpoint, two: Checkpoint, name: str) -> bool:
         return False
     if one.tensors[name] == two.tensors[name] and one.updates.get(name) == two.updates.get(name):
         return True
-    return one.sha256(name) == two.sha256(name)
+    return all(x == y for x, y in zip_longest(one.pieces(name), two.pieces(name)))
+
+
+def _files(one: Checkpoint, two: Checkpoint) -> list[str]:
+    """SHA-256 of the files that both have; files of unlike size are not read."""
+    sizes = [{path.stat().st_size for path in c.files} for c in (one, two)]
+    both = sizes[0] & sizes[1]
+    found = [{file_sha256(path) for path in c.files if path.stat().st_size in both} for c in (one, two)]
+    return sorted(found[0] & found[1])
 
 
 def _says(relation: str, equal: int, both: int, share: float, declared: set[str]) -> str:

@@ -56,7 +56,7 @@ class Stored:
         kind = np.dtype(PLAIN[self.dtype])
         return np.fromfile(self.file, kind, count, offset=self.start + first * kind.itemsize)
 
-    def bytes(self) -> Iterator[bytes]:
+    def pieces(self) -> Iterator[bytes]:
         """The stored bytes, in pieces."""
         each = np.dtype(PLAIN[self.dtype]).itemsize if self.dtype in PLAIN else 1
         step = BLOCK // each
@@ -130,8 +130,8 @@ class Checkpoint:
             out = out + _update(self.updates[name], picked)
         bad = out.size - int(np.isfinite(out).sum())
         if bad:
-            raise BrokenArtefact(f"{name} of {self.folder.name} holds {bad} values that are not finite. The model is damaged; "
-                                 "get its files again.")
+            raise BrokenArtefact(f"{name} of {self.folder.name} holds {bad} values that are not finite. The model is "
+                                 "damaged; get its files again.")
         return out
 
     def blocks(self, name: str) -> Iterator[tuple[int, Array]]:
@@ -144,19 +144,20 @@ class Checkpoint:
     def sha256(self, name: str) -> str:
         """SHA-256 over dtype, shape and bytes of a tensor, streamed; of an updated tensor, over its float32 values."""
         whole = hashlib.sha256(f"{self.dtype(name)} {list(self.shape(name))}\0".encode())
-        pieces = ((b.tobytes() for _, b in self.blocks(name)) if name in self.updates else self.tensors[name].bytes())
-        for piece in pieces:
+        for piece in self.pieces(name):
             whole.update(piece)
         return whole.hexdigest()
 
-    @cached_property
-    def files(self) -> dict[str, str]:
-        """SHA-256 of each weights file, by name."""
-        out = {}
-        for path in sorted({t.file for t in self.tensors.values()}):
-            with open(path, "rb") as file:
-                out[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-        return out
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The bytes of a tensor in pieces; of an updated one, of its float32 values."""
+        if name in self.updates:
+            return (block.tobytes() for _, block in self.blocks(name))
+        return self.tensors[name].pieces()
+
+    @property
+    def files(self) -> list[Path]:
+        """The weights files."""
+        return sorted({t.file for t in self.tensors.values()})
 
     @cached_property
     def tokens(self) -> dict[str, int] | None:
@@ -167,8 +168,15 @@ class Checkpoint:
             vocabulary = {str(entry[0]): i for i, entry in enumerate(vocabulary) if isinstance(entry, list) and entry}
         if not isinstance(vocabulary, dict):
             return None
-        pairs = [*vocabulary.items(), *((e.get("content"), e.get("id")) for e in found.get("added_tokens", ()))]
+        added = [e for e in found.get("added_tokens") or () if isinstance(e, dict)]
+        pairs = [*vocabulary.items(), *((e.get("content"), e.get("id")) for e in added)]
         return {str(t).replace("Ġ", " ").replace("▁", " "): i for t, i in pairs if isinstance(i, int) and i >= 0}
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, streamed."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def header(path: Path) -> dict[str, Stored]:
@@ -227,21 +235,23 @@ def _tensors(folder: Path, home: Path) -> dict[str, Stored]:
         shards[name] = header(_within(folder / name, home, folder))
     absent = [tensor for tensor, file in listed.items() if tensor not in shards[file]]
     if absent:
-        raise BrokenArtefact(f"{INDEX} of {folder.name} lists {absent[0][:200]!r}, which is not in its file. Get the model's "
-                             "files again.")
+        raise BrokenArtefact(f"{INDEX} of {folder.name} lists {absent[0][:200]!r}, which is not in its file. Get the "
+                             "model's files again.")
     return {tensor: shards[file][tensor] for tensor, file in listed.items()}
 
 
 def _within(path: Path, home: Path, folder: Path) -> Path:
     if not path.resolve().is_relative_to(home.resolve()):
-        raise BrokenArtefact(f"{path.name} of {folder.name} is a link that leads out of its folder. Put the file itself there.")
+        raise BrokenArtefact(f"{path.name} of {folder.name} is a link that leads out of its folder. Put the file itself "
+                             "there.")
     return path
 
 
 def _fits(changed: dict[str, Stored], tensors: dict[str, Stored], path: Path) -> None:
     for name, stored in changed.items():
         if name not in tensors and not (name == "lm_head.weight" or name.endswith("embed_tokens.weight")):
-            raise BrokenArtefact(f"{path.name} names a tensor {name[:200]!r} that the base does not have. Give its own base.")
+            raise BrokenArtefact(f"{path.name} names a tensor {name[:200]!r} that the base does not have. Give its own "
+                                 "base.")
         if name in tensors and tensors[name].shape != stored.shape:
             raise BrokenArtefact(f"{path.name}: {name[:200]!r} has another shape than in the base. Give its own base.")
 
@@ -268,14 +278,14 @@ def decoded(raw: NDArray[Any], dtype: str) -> Array:
         power, part = (codes >> 3) & 15, codes & 7
         values = np.where(power == 0, part / 8 * 2.0**-6, (1 + part / 8) * 2.0 ** (power - 7)) * np.where(codes < 128, 1, -1)
         values[codes & 127 == 127] = np.nan
-        return values.astype(np.float32)[raw]
+        return np.asarray(values.astype(np.float32)[raw])
     return raw.astype(np.float32)
 
 
 def _update(update: LowRank, picked: NDArray[Any]) -> Array:
     left, right = (_rows(s, np.arange(s.shape[0])) for s in (update.b, update.a))
     rows = right[:, picked].T @ left.T if update.transposed else left[picked] @ right
-    return np.float32(update.scale) * rows
+    return np.asarray(rows * np.float32(update.scale), np.float32)
 
 
 def _json(path: Path) -> dict[str, Any]:

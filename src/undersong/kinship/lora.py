@@ -23,11 +23,12 @@ def read(folder: Path, base: dict[str, Stored]) -> tuple[dict[str, Stored], dict
         config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
         alpha, kind = float(config["lora_alpha"]), config.get("peft_type")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BrokenArtefact(f"adapter_config.json of {folder.name} cannot be read ({error}). Get the adapter again.") from None
+        raise BrokenArtefact(f"adapter_config.json of {folder.name} cannot be read ({error}). Get the adapter "
+                             "again.") from None
     odd = [key for key in UNREAD if config.get(key)]
     if kind != "LORA" or odd or config.get("bias", "none") != "none":
-        raise BrokenArtefact(f"{folder.name} is no plain LoRA adapter ({', '.join([str(kind), *odd])}). Merge it into its base "
-                             "with save_pretrained, and compare the merged model.")
+        raise BrokenArtefact(f"{folder.name} is no plain LoRA adapter ({', '.join([str(kind), *odd])}). Merge it into its "
+                             "base with save_pretrained, and compare the merged model.")
     whole, updates = dict[str, Stored](), dict[str, LowRank]()
     stored = header(folder / "adapter_model.safetensors")
     for name, a in stored.items():
@@ -51,6 +52,6 @@ def read(folder: Path, base: dict[str, Stored]) -> tuple[dict[str, Stored], dict
 
 def _fitting(name: str, shape: tuple[int, ...], base: dict[str, Stored], folder: Path) -> str:
     if name not in base or base[name].shape != shape:
-        raise BrokenArtefact(f"{folder.name} changes {name[:200]!r}, which its base does not have in that shape. Give the base "
-                             "that the adapter belongs to.")
+        raise BrokenArtefact(f"{folder.name} changes {name[:200]!r}, which its base does not have in that shape. Give the "
+                             "base that the adapter belongs to.")
     return name

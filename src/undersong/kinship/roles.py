@@ -13,7 +13,8 @@ from undersong.kinship.checkpoint import Checkpoint
 EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$")
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)\.weight$")
-GATE, UP = ("mlp.gate_proj", "feed_forward.w1"), ("mlp.up_proj", "feed_forward.w3", "mlp.c_fc", "mlp.dense_h_to_4h", "mlp.fc1")
+GATE = ("mlp.gate_proj", "feed_forward.w1")
+UP = ("mlp.up_proj", "feed_forward.w3", "mlp.c_fc", "mlp.dense_h_to_4h", "mlp.fc1")
 NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "ffn_norm")
 
 
@@ -40,7 +41,7 @@ def roles(checkpoint: Checkpoint) -> Roles:
     """The roles that can be told by name; those that cannot are left empty."""
     matrices = [n for n in checkpoint.names if len(checkpoint.shape(n)) == 2]
     embedding = next((n for n in matrices if EMBEDDING.search(n)), "")
-    head = next((n for n in matrices if HEAD.search(n) and embedding and checkpoint.shape(n) == checkpoint.shape(embedding)), "")
+    heads = [n for n in matrices if HEAD.search(n) and embedding and checkpoint.shape(n) == checkpoint.shape(embedding)]
     parts: dict[int, dict[str, str]] = {}
     for name in checkpoint.names:
         if found := LAYER.search(name):
@@ -52,4 +53,4 @@ def roles(checkpoint: Checkpoint) -> Roles:
         gain = "" if after_only else next((own[k] for k in NORMS if k in own), "")
         if maps and all(m in matrices for m in maps):
             layers.append(Layer(maps, gain, "mlp.c_fc" in own))
-    return Roles(embedding, head, tuple(layers))
+    return Roles(embedding, heads[0] if heads else "", tuple(layers))
