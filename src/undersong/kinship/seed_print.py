@@ -10,8 +10,8 @@ do not tell seeds apart: they are learned from the data. What survives is one st
 3. overlap = |U'V|^2 / rank for orthonormal bases U and V of the two images; what unrelated models of the same data share is
    taken from the controls.
 
-Kin is called when the overlap is significant and closes at least `least` of the gap between unrelated and equal: data in a
-common order (.12 of the gap on development pairs) and distillation on the other's outputs (.02) leave a little in the image.
+Kin is called when the overlap is significant and closes at least `least` of the gap between unrelated and equal: rows in
+a common order (.02 of the gap on development pairs) and distillation on the other's outputs (.03) leave a little in the image.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SeedPrint(Settings):
     alpha: float = Field(default=0.01, gt=0, lt=1)
     """Kinship is said at p <= alpha."""
     least: float = Field(default=0.2, ge=0, lt=1)
-    """And at this share of the way from unrelated to equal: a shared order of the data goes up to .12 of it."""
+    """And at this share of the way from unrelated to equal."""
     prompts: int = Field(default=512, ge=32)
     """Random prompts each model is asked."""
     kin: float = Field(default=0.3, gt=0, le=1)
@@ -105,5 +105,6 @@ def _says(found: Any, called: bool, alpha: float, power: float) -> str:
     if called:
         return f"{told} That is left from one initialisation."
     if found.p <= alpha:
-        return f"{told} That is more than chance and too little for kin: they learned from the same rows, or one from the other's answers."
+        return (f"{told} That is more than chance and too little for kin: they learned from the same rows, or one from the "
+                "other's answers.")
     return f"{told} Kin as far apart as two orders of training would have been seen with power {power:.0%}."
