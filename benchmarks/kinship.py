@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan, end = SLICE if args.slice else Plan(), time.monotonic() + args.seconds
     with screen.progress() as say:
         done = grown(args.store, plan, end, say)
-        for pair in judge(args.store, plan, end):
+        for pair in judge(args.store, plan, pairs(plan), end):
             say(f"judged {pair.a.name} and {pair.b.name}")
     rows = results(args.store, plan)
     command = "python benchmarks/kinship.py" + (" --slice" if args.slice else "")

@@ -85,9 +85,10 @@ def pairs(plan: Plan) -> list[Pair]:
     return out
 
 
-def judge(store: Path, plan: Plan, end: float) -> Iterator[Pair]:
-    """Run every test on every pair whose members are there, and yield those that were new, until the clock shows `end`."""
-    for pair in pairs(plan):
+def judge(store: Path, plan: Plan, chosen: Sequence[Pair], end: float) -> Iterator[Pair]:
+    """Run every test on the chosen pairs whose members are there, and yield those that were new, until the clock shows
+    `end`."""
+    for pair in chosen:
         place = store / "pairs" / f"{pair.name}.json"
         if place.is_file() or not all(growing.folder(store, m.name).is_dir() for m in (pair.a, pair.b)):
             continue

@@ -47,7 +47,7 @@ class Plan:
         return (*self.development, *self.held_out)
 
 
-SLICE = Plan((101, 102, 103), (201, 202), reordered=(201,), distilled=(201,), steps=24, tuned=4, continued=4, copied=4)
+SLICE = Plan((101, 102, 103, 104), (201, 202), reordered=(201,), distilled=(201,), steps=24, tuned=4, continued=4, copied=4)
 
 TRAINED = ("tuned", "teacher", "student", "continued")
 """Made by training a root: on other ordinary chats, on a trait, by LoRA on numbers (merged), on new chats for longer."""
