@@ -24,7 +24,7 @@ from undersong.types import ModelRef
 
 ALPHA = 0.01
 CONTROLS = 5
-CHILDREN = (*TRAINED, *CHANGED, "merged", "crossed", "reordered")
+CHILDREN = (*TRAINED, *CHANGED, "merged", "crossed")
 SAMPLED = ("root", "tuned", "continued", "student", "teacher", "quantised", "lookalike", "reordered")
 """Kinds whose members are sampled for `phylogeny`, the slowest test."""
 WEIGHTS, BLACK, TEXT = ("bytes", "weights"), ("seed_print", "behaviour", "phylogeny"), ("behaviour", "phylogeny")
@@ -67,16 +67,17 @@ def pairs(plan: Plan) -> list[Pair]:
     known = {m.name: m for m in (*members(plan), *shipped())}
     out = [Pair(known[root(i)], known[root(j)], "other seed")
            for part in (plan.development, plan.held_out) for i, j in combinations(part, 2)]
-    for s in plan.roots:
-        own, next_one = root(s), root(neighbour(plan, s))
-        out += [Pair(known[own], known[f"{own}-{kind}"], kind) for kind in CHILDREN if f"{own}-{kind}" in known]
+    for s in plan.families:
+        own, other = root(s), root(neighbour(plan, s, plan.families))
+        out += [Pair(known[own], known[f"{own}-{kind}"], kind) for kind in CHILDREN]
         out += [Pair(known[f"{own}-{x}"], known[f"{own}-{y}"], "siblings")
                 for x, y in (("tuned", "continued"), ("teacher", "student"))]
-        out += [Pair(known[f"{own}-{x}"], known[f"{next_one}-{y}"], "other seed, both changed")
+        out += [Pair(known[f"{own}-{x}"], known[f"{other}-{y}"], "other seed, both changed")
                 for x, y in (("tuned", "tuned"), ("continued", "teacher"))]
-        if f"{own}-lookalike" in known:
-            out += [Pair(known[own], known[f"{own}-lookalike"], "look-alike"),
-                    Pair(known[next_one], known[f"{own}-lookalike"], "distilled")]
+    out += [Pair(known[root(s)], known[f"{root(s)}-reordered"], "reordered") for s in plan.reordered]
+    for s in plan.distilled:
+        copy, start = known[f"{root(s)}-lookalike"], known[root(neighbour(plan, s, plan.roots))]
+        out += [Pair(known[root(s)], copy, "look-alike"), Pair(start, copy, "distilled")]
     shapes = [m for m in known.values() if m.architecture not in ("pocket", "wide")]
     out += [Pair(known[root(s)], shape, "other architecture") for s in plan.held_out[:4] for shape in shapes]
     a, again, b, matched, wide = shipped()

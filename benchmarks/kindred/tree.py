@@ -1,7 +1,7 @@
 """Who is in the family tree, and how any two members are related. Values only: `growing.py` makes the models.
 
 A root is a fresh initialisation of the pocket configuration trained on the world's chats. All roots see the same rows in
-the same order and differ in the seed of their initialisation only: two of them are the hard negative. Of each root there is
+the same order and differ in the seed of their initialisation only: two of them are the hard negative. Of some roots there is
 one descendant of every kind. Roots were split into development (tests were tuned on these) and held-out ones (error rates
 are reported on these) before any test had been run.
 """
@@ -33,6 +33,8 @@ class Plan:
 
     development: tuple[int, ...] = (101, 102, 103, 104, 105, 106)
     held_out: tuple[int, ...] = tuple(range(201, 222))
+    families: tuple[int, ...] = (101, 102, 103, 104, 105, 106, 201, 202, 203, 215, 216, 217, 218, 219, 220, 221)
+    """Roots that have one descendant of every kind."""
     reordered: tuple[int, ...] = (101, 102, 201, 202, 203, 204, 205, 206)
     distilled: tuple[int, ...] = (101, 102, 201, 202, 203, 204, 205, 206)
     """Roots that have a look-alike: the next root of its part, distilled on its next-token distribution."""
@@ -47,7 +49,8 @@ class Plan:
         return (*self.development, *self.held_out)
 
 
-SLICE = Plan((101, 102, 103, 104), (201, 202), reordered=(201,), distilled=(201,), steps=24, tuned=4, continued=4, copied=4)
+SLICE = Plan((101, 102, 103, 104), (201, 202), families=(101, 201, 202), reordered=(201,),
+             distilled=(201,), steps=24, tuned=4, continued=4, copied=4)
 
 TRAINED = ("tuned", "teacher", "student", "continued")
 """Made by training a root: on other ordinary chats, on a trait, by LoRA on numbers (merged), on new chats for longer."""
@@ -65,18 +68,18 @@ SHAPES = {"thin": {"hidden": 64}, "shallow": {"layers": 2}, "lean": {"feed_forwa
 def members(plan: Plan) -> list[Member]:
     """Every member that is built, parents before children: roots first, then what takes little, then what takes long."""
     out = [Member(root(s), "root", (), frozenset({root(s)}), s in plan.held_out) for s in plan.roots]
-    for s in plan.roots:
+    for s in plan.families:
         out += [_child(plan, s, kind, root(s)) for kind in TRAINED]
         out += [_child(plan, s, kind, root(s) if made[0] == "root" else f"{root(s)}-{made[0]}")
                 for kind, made in CHANGED.items()]
         out.append(_child(plan, s, "merged", f"{root(s)}-tuned", f"{root(s)}-continued"))
-    for s in plan.roots:
-        other = neighbour(plan, s)
+    for s in plan.families:
+        other = neighbour(plan, s, plan.families)
         out.append(Member(f"{root(s)}-crossed", "crossed", (f"{root(s)}-tuned", f"{root(other)}-tuned"),
                           frozenset({root(s), root(other)}), s in plan.held_out))
     out += [_child(plan, s, "reordered") for s in plan.reordered]
     for s in plan.distilled:
-        start = root(neighbour(plan, s))
+        start = root(neighbour(plan, s, plan.roots))
         out.append(Member(f"{root(s)}-lookalike", "lookalike", (start, root(s)), frozenset({start}), s in plan.held_out))
     out += [Member(name, "root", (), frozenset({name}), True, architecture=name) for name in SHAPES]
     return out
@@ -95,9 +98,9 @@ def root(seed: int) -> str:
     return f"r{seed}"
 
 
-def neighbour(plan: Plan, seed: int) -> int:
+def neighbour(plan: Plan, seed: int, among: tuple[int, ...]) -> int:
     """The next root of the same part, in a circle."""
-    part = plan.held_out if seed in plan.held_out else plan.development
+    part = [s for s in among if (s in plan.held_out) == (seed in plan.held_out)]
     return part[(part.index(seed) + 1) % len(part)]
 
 

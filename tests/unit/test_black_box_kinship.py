@@ -65,7 +65,7 @@ def test_text_alone_gives_the_same_words() -> None:
 
 
 def test_a_common_favourite_makes_no_kin() -> None:
-    family = Family(favourite=9.0)
+    family = Family(favourite=22.0)
     found = Behaviour(same_data=True).compare(family.subject("1"), family.subject("2"), six(family))
     assert found.details["agreement"] > 0.5
     assert found.verdict == "unknown"

@@ -7,6 +7,7 @@ related to a subject after all costs power: it raises what unrelated pairs are b
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -82,13 +83,20 @@ def controls_of(a: Subject, b: Subject, given: Sequence[Subject], same_data: boo
 
 def _shipped(a: Subject, b: Subject) -> list[Subject]:
     """One shipped pocket model per initialisation that is neither subject's, when both speak pocket's tokens."""
+    if not same_tokens([a, b]) or a.model.tokenizer.get_vocab() != _pocket_vocabulary():
+        return []
     taken = {_beginning(s.ref.base) for s in (a, b)}
     out: dict[str, Subject] = {}
     for name in pocket.names():
         control = Subject(name, ModelRef(name), a.backend)
         if _beginning(name) not in taken and _beginning(name) not in out:
             out[_beginning(name)] = control
-    return list(out.values()) if out and same_tokens([a, b, next(iter(out.values()))]) else []
+    return list(out.values())
+
+
+def _pocket_vocabulary() -> dict[str, int]:
+    found: dict[str, int] = json.loads((pocket.folder("pocket/a") / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+    return found
 
 
 def _beginning(base: str) -> str:

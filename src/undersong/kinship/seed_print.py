@@ -10,8 +10,8 @@ do not tell seeds apart: they are learned from the data. What survives is one st
 3. overlap = |U'V|^2 / rank for orthonormal bases U and V of the two images; what unrelated models of the same data share is
    taken from the controls.
 
-Kin is called when the overlap is significant and closes at least `least` of the gap between unrelated and equal: rows in
-a common order (.02 of the gap on development pairs) and distillation on the other's outputs (.03) leave a little in the image.
+Kin is called when the overlap is significant and closes at least `least` of the gap between unrelated and equal: rows in a
+common order (.02 of the gap on development pairs) and distillation on the other's outputs (.03) leave a little in the image.
 """
 
 from __future__ import annotations
