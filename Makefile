@@ -30,12 +30,13 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## every benchmark prints its table (that of detectors takes an hour and has its own command)
-	@for script in $(filter-out benchmarks/detectors.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: $(READY)  ## every benchmark prints its table (those of detectors and kinship take an hour and have their own commands)
+	@for script in $(filter-out benchmarks/detectors.py benchmarks/kinship.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-docs: $(READY)  ## write docs/commands.md, docs/plugins.md, docs/experiments.md, docs/benchmark.md, docs/explain.md
+docs: $(READY)  ## write the generated pages of docs/
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/benchmark.py benchmarks/detectors.results.json
+	$(BIN)/python docs/kinship.py benchmarks/kinship.results.json
 	$(BIN)/python docs/explain.py benchmarks/explain_internals.results.json
 
 clean:  ## remove the environment and caches; artefacts stay
