@@ -94,6 +94,28 @@ def test_every_byte_of_an_envelope_counts(sealed: Any, store: Store) -> None:
     seals.opened(path, key)
 
 
+def test_what_readers_of_json_forgive_is_a_change(sealed: Any, store: Store) -> None:
+    key = keys.public(Path(f"{sealed[2]}.pub"))
+    path = seals.place(store, store.get(sealed[1]["rows"]), key.keyid) / "record.dsse.json"
+    whole = path.read_bytes()
+    for changed in (whole + b"\n", whole.replace(b'"payload": ', b'"payload":  '), whole.replace(b"{", b'{"more": 1,', 1)):
+        assert changed != whole
+        path.write_bytes(changed)
+        with pytest.raises(BrokenArtefact, match="byte for byte"):
+            seals.opened(path, key)
+
+
+@pytest.mark.parametrize("what", ["raw", "rows", "measured", "finding", "experiment"])
+@pytest.mark.parametrize("name", ["extra.txt", ".hidden", "sub/.x"])
+def test_an_unrecorded_file_is_named_where_no_model_signature_sees_it(
+    sealed: Any, store: Store, what: str, name: str
+) -> None:
+    path = Path(store.root) / sealed[1][what] / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("x")
+    assert name in verify(store, sealed, what)["first_failure"]
+
+
 @pytest.mark.parametrize("ancestor", ["teacher", "raw", "rows"])
 def test_a_change_in_an_ancestor_fails_the_student_and_names_the_ancestor(sealed: Any, store: Store, ancestor: str) -> None:
     folder = Path(store.root) / sealed[1][ancestor]
