@@ -187,8 +187,8 @@ def test_a_model_elsewhere_has_no_checkpoint(base: str) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "says"),
-    [({"use_dora": True}, "no plain LoRA"), ({"peft_type": "IA3"}, "no plain LoRA"), ({"lora_alpha": "many"}, "cannot be read"),
-     ({"rank_pattern": {"q": 1}}, "no plain LoRA")],
+    [({"use_dora": True}, "no plain LoRA"), ({"peft_type": "IA3"}, "no plain LoRA"),
+     ({"lora_alpha": "many"}, "cannot be read"), ({"rank_pattern": {"q": 1}}, "no plain LoRA")],
 )
 def test_other_adapters_are_refused(settings: dict[str, object], says: str, tmp_path: Path) -> None:
     with pytest.raises(BrokenArtefact, match=says):
