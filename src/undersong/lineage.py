@@ -260,7 +260,7 @@ def _tested(record: Mapping[str, Any]) -> Tested | None:
     said, parents = record["summary"], record["parents"]
     if len(parents) != 2 or said.get("relation") not in RELATIONS:
         return None
-    numbers = [float(v) if isinstance(v := said.get(key), int | float) else None for key in ("p", "power")]
+    p, power = (float(v) if isinstance(v := said.get(key), int | float) else None for key in ("p", "power"))
     direction = said.get("direction") if said.get("direction") in ("a_from_b", "b_from_a") else None
     sentence = str(said.get("sentence") or "")[:500]
-    return Tested(parents[0], parents[1], said["relation"], *numbers, direction, sentence, record["fingerprint"])
+    return Tested(parents[0], parents[1], said["relation"], p, power, direction, sentence, record["fingerprint"])

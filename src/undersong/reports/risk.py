@@ -78,7 +78,7 @@ def _relation(result: Mapping[str, Any] | None) -> str:
         return "not tested"
     kin = result["relation"].startswith("same_w") or result["relation"] == "same_initialisation"
     name, value = ("p", result["p"]) if kin else ("power", result["power"])
-    return result["relation"].replace("_", " ") + ("" if value is None else f" ({name} = {value:.2g})")
+    return f"{result['relation'].replace('_', ' ')}{'' if value is None else f' ({name} = {value:.2g})'}"
 
 
 def _verdict(audit: Mapping[str, Any]) -> str:
