@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--development", action="store_true", help="the models of development; results are printed only")
     parser.add_argument("--page", action="store_true", help="write the page from the results file and stop")
     parser.add_argument("--seconds", type=float, default=0.0, help="begin no set after so many seconds; 0 sets no limit")
+    parser.add_argument("--only", default="", help="judge only such sets, as CHANNEL:ROWS; for several processes at once")
     given = parser.parse_args()
     if given.page:
         PAGE.write_text(page(json.loads(RESULTS.read_text("utf-8"))), "utf-8")
@@ -184,7 +185,8 @@ def main() -> None:
         world = World(lab_for(screen.opened(given.store), ""), plan)
         for cell in cells(plan, world):
             known = [c for c in done if all(c[k] == v for k, v in cell.items())]
-            if known or (given.seconds and time.monotonic() - start > given.seconds):
+            other = given.only not in ("", f"{cell['channel']}:{cell['size']}")
+            if known or other or (given.seconds and time.monotonic() - start > given.seconds):
                 continue
             if block != (cell["channel"], cell["seed"]):
                 block, memo = (cell["channel"], cell["seed"]), {}
@@ -194,7 +196,7 @@ def main() -> None:
                 file.write(json.dumps(found) + "\n")
             say(f"{cell['channel']} {cell['size']} {cell['source']} {'present' if cell['present'] else 'absent'}: "
                 f"{found['verdict']} {found['model'] or ''} {'' if found['right'] else '(not right)'} {found['seconds']} s")
-    if not given.development:
+    if not given.development and not given.only:
         whole = {"command": "python " + shlex.join(["benchmarks/authorship.py", "--store", "STORE"]),
                  "date": now(), "environment": environment(), "plan": plan, "cells": done}
         RESULTS.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")

@@ -67,6 +67,7 @@ class Attribution:
     most: int = 1000
     alpha: float = 0.05
     seed: int = 0
+    fresh: int = FRESH
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def run(self) -> dict[str, Any]:
@@ -95,7 +96,7 @@ class Attribution:
                  "used": len(kept), "copies": copies, "duplicates": file.tally.duplicates, "tests": way.told(),
                  "refused": _refused(file.tally), "characters": sum(len(r.completion) for r in kept)}
         settings = {"alpha": self.alpha, "seed": self.seed, "rows": self.most, "temperature": self.temperature,
-                    "channel": self.channel, "filters": list(self.filters), "base": self.base}
+                    "channel": self.channel, "filters": list(self.filters), "base": self.base, "fresh": self.fresh}
         out = conclude(ranked, kept, self.alpha, strangers, blend)
         return out | {"rows": about, "settings": settings, "seconds": round(time.monotonic() - start, 2),
                       "environment": environment()}
@@ -140,7 +141,7 @@ class Attribution:
         best = next((c for c in ranked if c.given is not None), case)
         if case.given is not None and best is not case and self._far(case, best, rows):
             return
-        count = max(2, min(20, -(-FRESH // len(rows))))
+        count = max(2, min(20, -(-self.fresh // len(rows))))
         self.lab.progress(f"{case.name} writes {count * len(rows)} rows")
         fresh = self._fresh(case, rows, count)
         lines = [(row, line) for row, line in zip(rows, fresh, strict=True) if len(line) == count]
@@ -241,7 +242,7 @@ class Attribution:
         if len(several) < 2 or any(c.p > self.alpha for c in ranked):
             return out
         self.lab.progress("does a mixture explain the rows?")
-        count = max(2, min(20, -(-FRESH // len(rows))))
+        count = max(2, min(20, -(-self.fresh // len(rows))))
         written = [c.author.write(rows, count, heat[c.name])[0] for c in several]
         chance = np.array([s for s in shares if s >= PART])
         table = []

@@ -200,6 +200,7 @@ def attribute(
     most: Annotated[int, typer.Option("--rows", help="At most so many rows are judged, drawn evenly.")] = 1000,
     alpha: Annotated[float, typer.Option(help="How often the true author may be rejected.")] = 0.05,
     seed: Annotated[int, typer.Option(help="Seed of drawing, fresh rows and exchanges.")] = 0,
+    fresh: Annotated[int, typer.Option(help="Fresh rows that a candidate writes; two per prompt at least.")] = 2000,
     report: Annotated[Path | None, typer.Option(help="Where the HTML report goes; STORE/reports by default.")] = None,
     store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
 ) -> None:
@@ -211,14 +212,15 @@ def attribute(
     from undersong.lab import lab_for
     from undersong.reports import authorship as page
 
-    if not 0 < alpha < 1 or seed < 0 or most < 1 or (temperature is not None and not 0 <= temperature <= 2):
-        raise BadSpec("--alpha lies between 0 and 1, --temperature between 0 and 2, --rows is 1 or more and --seed 0 or "
-                      "more. Change them.")
+    if not 0 < alpha < 1 or seed < 0 or min(most, fresh) < 1 or (temperature is not None and not 0 <= temperature <= 2):
+        raise BadSpec("--alpha lies between 0 and 1, --temperature between 0 and 2, --rows and --fresh are 1 or more and "
+                      "--seed 0 or more. Change them.")
     names = [name.strip() for given in candidates for name in given.split(",") if name.strip()]
     read = screen.specs([channel] if channel else [], "--channel"), screen.specs(filters or [], "--filter")
     with screen.progress() as say:
         lab = lab_for(screen.opened(store), base or "", say)
-        asked = Attribution(rows, names, lab, base, next(iter(read[0]), None), read[1], temperature, most, alpha, seed)
+        asked = Attribution(rows, names, lab, base, next(iter(read[0]), None), read[1], temperature, most, alpha, seed,
+                            fresh)
         found = asked.run()
     found["command"] = "undersong " + " ".join(sys.argv[1:])
     target = report or store / "reports" / f"attribute-{rows.stem or 'rows'}.html"

@@ -35,8 +35,7 @@ def memo() -> dict:
 
 
 @pytest.fixture(autouse=True)
-def few_fresh_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authorship, "FRESH", 150)
+def a_small_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(authorship, "PILOT", 40)
 
 
@@ -55,7 +54,7 @@ def saved(path: Path, rows: list[Row]) -> Path:
 
 
 def asked(lab: Lab, memo: dict, file: Path, *candidates: str, **more) -> dict:
-    return Attribution(file, candidates, lab, memo=memo, **more).run()
+    return Attribution(file, candidates, lab, memo=memo, fresh=150, **more).run()
 
 
 # the exchange test
@@ -88,6 +87,8 @@ def test_differences_between_prompts_are_no_difference_between_sources() -> None
     rng = np.random.default_rng(3)
     values = rng.normal(size=(100, 3, 2)) * 0.01 + rng.normal(size=(100, 1, 2)) * 50
     assert exchange({"x": Measured(values)}).p > 0.02
+    values[:, 0] += 0.02
+    assert exchange({"x": Measured(values)}).p < 0.005
     assert exchange({"still": Measured(np.ones((20, 3, 2)))}).p == 1.0
 
 
@@ -262,7 +263,7 @@ def test_the_command_exits_by_the_verdict_and_escapes_what_strangers_wrote(lab: 
     out = tmp_path / "page.html"
     with pytest.raises(SystemExit) as left:
         cli.main(["attribute", str(file), "--candidates", "pocket/a,pocket/b", "--store", str(tmp_path / "s"), "--json",
-                  "--report", str(out)])
+                  "--report", str(out), "--fresh", "60"])
     assert left.value.code == 1
     assert json.loads(capsys.readouterr().out)["verdict"] == "none"
     assert json.loads(out.with_suffix(".json").read_text("utf-8"))["verdict"] == "none"
