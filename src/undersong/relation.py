@@ -22,6 +22,8 @@ from undersong.spec import describe
 from undersong.stats import holm
 from undersong.types import Finding
 
+LEAST = 1e-290
+"""Smaller p-values are told as smaller than this: tests have floors near it."""
 ELSEWHERE = (bases.HOSTED, bases.SIMULATED)
 KIN = ("same_weights", "same_initialisation")
 CANNOT = (BadRows, BadSpec, MissingExtra, NothingMeasured, ServerFailed)
@@ -95,7 +97,7 @@ def conclude(ran: Sequence[dict[str, Any]], alpha: float, names: tuple[str, str]
 
 def _sentence(found: dict[str, Any], own: Sequence[dict[str, Any]], names: tuple[str, str]) -> str:
     a, b = names
-    p = "" if found["p"] is None else f" (p = {found['p']:.2g} after Holm)"
+    p = "" if found["p"] is None else f" (p {'<' if found['p'] < LEAST else '='} {max(found['p'], LEAST):.2g} after Holm)"
     by = f" by {', '.join(t['test'] for t in own)}" if own else ""
     child = {"a_from_b": f" {a} comes from {b}.", "b_from_a": f" {b} comes from {a}."}.get(found["direction"] or "", "")
     power = f" Power {found['power']:.0%}." if found["power"] is not None else ""

@@ -73,7 +73,7 @@ def test_another_seed_is_no_kin_though_it_learned_the_same_rows_or_was_made_to_a
     found = Weights().compare(pocket_subject(one), pocket_subject(other))
     assert found.verdict == "same_architecture"
     assert found.details["power"] == 1.0
-    assert found.details["embedding_gram"] > 0.95  # what makes a Gram correlation no evidence
+    assert found.details["embedding_gram"] > 0.8  # what makes a Gram correlation no evidence
 
 
 def test_another_architecture_is_unrelated() -> None:
@@ -108,12 +108,12 @@ def test_tokens_are_matched_by_their_text(a: Tensors, tmp_path: Path) -> None:
 
 
 def test_p_of_independent_pairs_is_not_smaller_than_it_says(tmp_path: Path) -> None:
-    made = [subject(put(tmp_path / str(seed), independent(seed), tokenizer=False)) for seed in range(16)]
+    made = [subject(put(tmp_path / str(seed), independent(seed), tokenizer=False)) for seed in range(12)]
     settings = Weights()
     found = [settings.compare(x, y) for i, x in enumerate(made) for y in made[:i]]
     ps = np.array([f.p for f in found])
     assert min(f.details["embedding_gram"] for f in found) > 0.8  # they did learn the same
-    assert len(ps) == 120
+    assert len(ps) == 66
     assert all((ps <= level).mean() <= level + 3 * math.sqrt(level / len(ps)) for level in (0.01, 0.05, 0.2))
     parts = [f.details["parts"]["coordinates"]["agree"] for f in found]
     assert 0.6 < np.mean(parts) < 1.4  # fixed points of a uniform permutation: one on average
