@@ -11,12 +11,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from undersong import pocket
+from undersong import bases, pocket
 from undersong.errors import BadSpec, MissingModel
 from undersong.kinship import Subject
 from undersong.types import Chat, ModelRef
@@ -83,7 +84,7 @@ def controls_of(a: Subject, b: Subject, given: Sequence[Subject], same_data: boo
 
 def _shipped(a: Subject, b: Subject) -> list[Subject]:
     """One shipped pocket model per initialisation that is neither subject's, when both speak pocket's tokens."""
-    if not same_tokens([a, b]) or a.model.tokenizer.get_vocab() != _pocket_vocabulary():
+    if any(_vocabulary(s) != _vocabulary(Subject("", ModelRef("pocket/a"), a.backend)) for s in (a, b)):
         return []
     taken = {_beginning(s.ref.base) for s in (a, b)}
     out: dict[str, Subject] = {}
@@ -94,9 +95,13 @@ def _shipped(a: Subject, b: Subject) -> list[Subject]:
     return list(out.values())
 
 
-def _pocket_vocabulary() -> dict[str, int]:
-    found: dict[str, int] = json.loads((pocket.folder("pocket/a") / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
-    return found
+def _vocabulary(subject: Subject) -> Any:
+    """The vocabulary in the tokenizer file of a local base, without loading the model; None where there is none."""
+    try:
+        place, _ = bases.place(subject.ref.base)
+        return json.loads((Path(place) / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+    except (MissingModel, OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _beginning(base: str) -> str:
