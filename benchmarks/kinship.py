@@ -20,7 +20,8 @@ The results file holds `command`, `date`, `environment`, `plan` and `rows`, flat
 | `cost` | test | median `seconds` |
 | `targets` | target | `goal`, `measured`, `met` |
 
-Tests named `relate` are the joint verdict (Holm over tests): all, by weights, by logits, by text.
+Tests named `relate` are the joint verdict (Holm over tests): all, by weights, by logits, by text; the last three have no
+row per pair, and figures that are null have no field there.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def results(store: Path, plan: Plan) -> list[dict[str, Any]]:
     """Every row, from the stored answers of the pairs that were judged."""
     places = [(pair, store / "pairs" / f"{pair.name}.json") for pair in pairs(plan)]
     rows = counts.lines([(pair, json.loads(place.read_text("utf-8"))) for pair, place in places if place.is_file()])
-    return [*counts.rates(rows, queries()), *rows]
+    told = [{k: v for k, v in r.items() if v is not None} for r in rows if not r["test"].startswith("relate,")]
+    return [*counts.rates(rows, queries()), *told]
 
 
 def queries() -> dict[str, int]:

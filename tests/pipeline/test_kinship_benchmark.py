@@ -40,8 +40,8 @@ def grown(scripts: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFacto
     from kindred import growing, pairs, tree
 
     store = tmp_path_factory.mktemp("kin")
-    plan = tree.Plan((101, 102, 103, 104), (201, 202), reordered=(), distilled=(201,), steps=4, tuned=4, continued=4,
-                     copied=2)
+    plan = tree.Plan((101, 102, 103, 104), (201, 202), families=(201, 202), reordered=(), distilled=(201,),
+                     steps=4, tuned=4, continued=4, copied=2)
     chosen = [p for p in pairs.pairs(plan) if p.name in PAIRS]
     wanted = {m for p in chosen for m in (p.a.name, p.b.name)} | {f"r{s}" for s in plan.development}
     for member in tree.members(plan):

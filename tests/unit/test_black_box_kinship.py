@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from speakers import TOKENS, Family
 
+from undersong import pocket
 from undersong.backends.transformers import Transformers
 from undersong.errors import BadSpec
 from undersong.kinship import Subject
@@ -155,6 +156,15 @@ def test_pocket_models_bring_their_own_controls() -> None:
     found = SeedPrint(prompts=256).compare(b, matched)
     assert found.verdict == "same_initialisation"
     assert found.details["ranks"] == [96, 96]
-    copy = Subject("copy", ModelRef(str(backend.load(ModelRef("pocket/a")).module.name_or_path)), backend)
-    held = controls_of(copy, b, (), None)
-    assert "pocket/a: holds weights of copy" in held.left_out
+
+
+def test_a_copy_of_a_subject_is_no_control() -> None:
+    backend = Transformers(workers=1)
+    names = ("pocket/b", "pocket/a-reordered", "pocket/a", "pocket/wide")
+    b, again, a, wide = (Subject(n, ModelRef(n), backend) for n in names)
+    copy = Subject("copy", ModelRef(str(pocket.folder("pocket/a"))), backend)
+    held = controls_of(copy, b, [a, again, wide], None)
+    assert held.left_out == ("pocket/a: holds weights of copy",)
+    assert not held.same_data
+    with pytest.raises(BadSpec, match="1 of them"):
+        controls_of(copy, b, (), None)
