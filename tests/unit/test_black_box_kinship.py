@@ -83,6 +83,17 @@ def test_the_image_ignores_what_happens_inside() -> None:
     assert found.details["ranks"] == [10, 10]
 
 
+def test_a_little_in_common_is_not_kin() -> None:
+    family = Family()
+    a, b = family.subject("1"), family.subject("2")
+    b.model.out[:, :1] = a.model.out[:, :1]  # one direction of ten
+    found = SeedPrint(prompts=200).compare(a, b, six(family))
+    assert found.p <= 0.01
+    assert 0.03 < found.details["excess"] < 0.2
+    assert found.verdict == "unknown"
+    assert "too little for kin" in found.details["says"]
+
+
 def test_overlap_of_planted_subspaces() -> None:
     eye = np.eye(6, dtype=np.float32)
     assert overlap(eye[:, :3], eye[:, :3]) == 1
