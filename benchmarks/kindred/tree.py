@@ -86,11 +86,12 @@ def members(plan: Plan) -> list[Member]:
 
 
 def shipped() -> list[Member]:
-    """The pocket family of the package: fully trained, all held out."""
+    """The pocket family of the package, trained 25 times as long as the roots. Development: `seed_print` was changed after
+    it had been seen here (`least_apart`)."""
     of = {"a": "a", "a-reordered": "a", "b": "b", "b-matched": "b", "wide": "wide"}
     kinds = {"a-reordered": "reordered", "b-matched": "lookalike"}
     return [Member(f"pocket/{n}", kinds.get(n, "root"), {"b-matched": ("pocket/b", "pocket/a")}.get(n, ()),
-                   frozenset({f"pocket/{of[n]}"}), True, "wide" if n == "wide" else "pocket") for n in SHIPPED]
+                   frozenset({f"pocket/{of[n]}"}), False, "wide" if n == "wide" else "pocket") for n in SHIPPED]
 
 
 def root(seed: int) -> str:

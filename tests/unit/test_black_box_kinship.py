@@ -18,7 +18,7 @@ from undersong.kinship.phylogeny import Counts, Phylogeny, distance
 from undersong.kinship.seed_print import SeedPrint, overlap
 from undersong.types import ModelRef
 
-TESTS = (SeedPrint(prompts=200), Behaviour(prompts=400, same_data=True), Phylogeny(genes=48, same_data=True))
+TESTS = (SeedPrint(prompts=200, same_data=True), Behaviour(prompts=400, same_data=True), Phylogeny(genes=48, same_data=True))
 NAMES = [t.plugin_name for t in TESTS]  # type: ignore[attr-defined]
 
 
@@ -78,9 +78,30 @@ def test_the_image_ignores_what_happens_inside() -> None:
     a, b = family.subject("1"), family.subject("2")
     turn = np.linalg.qr(np.random.default_rng(3).normal(size=(10, 10)))[0]
     b.model.inner, b.model.out = a.model.inner[:, ::-1] * 0.7, (a.model.out @ turn) * 2
-    found = SeedPrint(prompts=200).compare(a, b, six(family))
+    found = SeedPrint(prompts=200, same_data=True).compare(a, b, six(family))
     assert found.statistic == pytest.approx(1, abs=1e-3)
     assert found.details["ranks"] == [10, 10]
+
+
+def test_a_little_in_common_is_not_kin() -> None:
+    family = Family()
+    a, b = family.subject("1"), family.subject("2")
+    b.model.out[:, :1] = a.model.out[:, :1]  # one direction of ten
+    found = SeedPrint(prompts=200, same_data=True).compare(a, b, six(family))
+    assert found.p <= 0.01
+    assert 0.03 < found.details["excess"] < 0.2
+    assert found.verdict == "unknown"
+    assert "too little for kin" in found.details["says"]
+
+
+def test_more_is_asked_for_where_controls_learned_other_data() -> None:
+    family = Family()
+    a, b = family.subject("1"), family.subject("2")
+    b.model.out[:, :4] = a.model.out[:, :4]
+    found = [SeedPrint(prompts=200, same_data=same).compare(a, b, six(family)) for same in (True, False, None)]
+    assert [f.verdict for f in found] == ["same_initialisation", "unknown", "unknown"]
+    assert 0.2 < found[0].details["excess"] < 0.5
+    assert [f.details["least"] for f in found] == [0.2, 0.5, 0.5]
 
 
 def test_overlap_of_planted_subspaces() -> None:

@@ -46,7 +46,7 @@ class Behaviour(Settings):
     kin: float = Field(default=0.4, gt=0, le=1)
     """Power is told for kin that agree this much beyond chance and controls: fine-tuned models do."""
     same_data: bool | None = None
-    """Whether the controls learned what the subjects learned. None: known for shipped models only."""
+    """Whether the controls learned what the subjects learned, for as long. None: known for shipped models only."""
     seed: int = 0
     """Draws the prompts."""
 

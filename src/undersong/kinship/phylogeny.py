@@ -48,7 +48,7 @@ class Phylogeny(Settings):
     kin: float = Field(default=0.4, gt=0, le=1)
     """Power is told for kin this share of the way from unrelated to equal."""
     same_data: bool | None = None
-    """Whether the controls learned what the subjects learned. None: known for shipped models only."""
+    """Whether the controls learned what the subjects learned, for as long. None: known for shipped models only."""
     seed: int = 0
     """Draws prompts and answers."""
 
