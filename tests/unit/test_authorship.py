@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -284,3 +285,19 @@ def test_the_page_refuses_what_is_no_attribution_and_shows_hostile_names_as_text
              "candidates": [case, {**case, "name": "b", "explains": False}], "rows": {"file": "r", "used": 2}}
     assert "<img src=x>" not in page.render(found)
     assert "\x1b" not in page.summary(found)
+
+
+def test_the_page_of_the_benchmark_says_what_its_results_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    spec = importlib.util.spec_from_file_location("authorship_benchmark", root / "benchmarks" / "authorship.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    results = json.loads((root / "benchmarks" / "authorship.results.json").read_text("utf-8"))
+    assert (root / "docs" / "authorship.md").read_text("utf-8") == bench.page(results)
+    wrong = {**results["cells"][0], "right": False, "twin": False}
+    assert bench.page({**results, "cells": [*results["cells"], wrong]}) != bench.page(results)
+    world = object.__new__(bench.World)
+    assert world.twin_of("a-cat-102", "a-cat-101")
+    assert not world.twin_of("pocket/a-reordered", "pocket/a")
+    assert not world.twin_of("a-cat-101", "a-lion-101")
