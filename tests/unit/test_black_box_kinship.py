@@ -184,6 +184,8 @@ def test_pocket_models_bring_their_own_controls() -> None:
     held = controls_of(b, matched, (), None)
     assert [c.name for c in held.subjects] == ["pocket/a", "pocket/wide"]
     assert held.same_data
+    with pytest.raises(BadSpec, match="1 of them"):  # pocket/b is kin of b-matched
+        controls_of(matched, Subject("a", ModelRef("pocket/a"), backend), (), None)
     found = SeedPrint(prompts=256).compare(b, matched)
     assert found.verdict == "same_initialisation"
     assert found.details["ranks"] == [96, 96]
