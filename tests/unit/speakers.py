@@ -55,7 +55,7 @@ class Speaker:
         logits, rng = self._logits(chats), np.random.default_rng(sampling.seed)
         if sampling.temperature:
             logits = logits + rng.gumbel(size=logits.shape)
-        return [f"w{i} and more" for i in logits.argmax(axis=1)]
+        return [f"w{i} and {self.out.sum():.3f}" for i in logits.argmax(axis=1)]  # only first words agree
 
 
 class Family:

@@ -65,6 +65,16 @@ def test_text_alone_gives_the_same_words() -> None:
     assert [t.access for t in told] == [("logits",), ("text",)]
 
 
+def test_a_pair_must_beat_every_control_and_the_spread() -> None:
+    family, test = Family(), Behaviour(prompts=300, same_data=True)
+    controls = six(family)
+    for other in ("1+0.25", "2"):
+        found = test.compare(family.subject("1"), family.subject(other), controls)
+        tried = [c["adjusted"] for c in found.details["per_control"]]
+        assert len(tried) == 2 * len(controls)
+        assert found.p == max(found.details["p_spread"], *tried)
+
+
 def test_a_common_favourite_makes_no_kin() -> None:
     family = Family(favourite=22.0)
     found = Behaviour(same_data=True).compare(family.subject("1"), family.subject("2"), six(family))
@@ -153,10 +163,10 @@ def test_phylogeny_is_unbiased_and_near_for_equal_habits() -> None:
     habits = rng.dirichlet(np.full(12, 0.3), size=400)
     draw = [np.stack([rng.choice(12, size=6, p=p) for p in habits]).astype(str) for _ in range(2)]
     apart = np.stack([rng.choice(12, size=6, p=p) for p in rng.dirichlet(np.full(12, 0.3), size=400)]).astype(str)
-    counts = Counts({"a": draw[0], "b": draw[1], "c": apart})
-    assert counts.similarity("a", "b") == pytest.approx(1, abs=0.05)
-    assert abs(counts.similarity("a", "c")) < 0.1
-    assert distance(counts.similarity("a", "a")) <= distance(counts.similarity("a", "c")) <= 5
+    counts = Counts([*draw, apart])
+    assert counts.similarity(0, 1) == pytest.approx(1, abs=0.05)
+    assert abs(counts.similarity(0, 2)) < 0.1
+    assert distance(counts.similarity(0, 0)) <= distance(counts.similarity(0, 2)) <= 5
 
 
 def test_prompts_hold_plain_tokens_and_repeat() -> None:
@@ -174,6 +184,8 @@ def test_pocket_models_bring_their_own_controls() -> None:
     held = controls_of(b, matched, (), None)
     assert [c.name for c in held.subjects] == ["pocket/a", "pocket/wide"]
     assert held.same_data
+    with pytest.raises(BadSpec, match="1 of them"):  # pocket/b is kin of b-matched
+        controls_of(matched, Subject("a", ModelRef("pocket/a"), backend), (), None)
     found = SeedPrint(prompts=256).compare(b, matched)
     assert found.verdict == "same_initialisation"
     assert found.details["ranks"] == [96, 96]

@@ -71,7 +71,7 @@ def controls_of(a: Subject, b: Subject, given: Sequence[Subject], same_data: boo
     offered = list(given) or _shipped(a, b)
     kept, out = list[Subject](), list[str]()
     for control in offered:
-        own = [s.name for s in (a, b) if once(control, ("bytes", s.ref), lambda c=control, s=s: _same_bytes(c, s))]
+        own = [s.name for s in (a, b) if once(control, ("bytes", s.ref), _same_bytes, s)]
         out += [f"{control.name}: holds weights of {own[0]}"] if own else []
         kept += [] if own else [control]
     if len(kept) < FEWEST:
@@ -125,11 +125,11 @@ def _same_bytes(control: Subject, subject: Subject) -> bool:
     return found.verdict in ("same_weights", "same_initialisation")
 
 
-def once(subject: Subject, key: Any, read: Callable[[], Any]) -> Any:
-    """What reading a subject gave, kept as long as the subject: a control serves many pairs and is asked once."""
+def once(subject: Subject, key: Any, read: Callable[..., Any], *given: Any) -> Any:
+    """What `read(subject, *given)` gave, kept as long as the subject: a control serves many pairs and is asked once."""
     known = vars(subject).setdefault("_asked", {})
     if key not in known:
-        known[key] = read()
+        known[key] = read(subject, *given)
     return known[key]
 
 
@@ -155,11 +155,11 @@ def same_tokens(subjects: Sequence[Subject]) -> bool:
     return len(shown) == len(subjects) and all(v == shown[0] for v in shown)
 
 
-def alike(models: Sequence[Subject], similarity: Callable[[Subject, Subject], float]) -> Floats:
-    """A similarity of each pair of models, [models, models]; the diagonal is 1."""
-    out = np.eye(len(models))
-    for i, j in combinations(range(len(models)), 2):
-        out[i, j] = out[j, i] = similarity(models[i], models[j])
+def alike(read: Sequence[Any], similarity: Callable[[Any, Any], float]) -> Floats:
+    """The similarity of what was read of each pair of models, [models, models]; the diagonal is 1."""
+    out = np.eye(len(read))
+    for i, j in combinations(range(len(read)), 2):
+        out[i, j] = out[j, i] = similarity(read[i], read[j])
     return out
 
 

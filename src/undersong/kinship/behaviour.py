@@ -30,8 +30,6 @@ from undersong.registry import Settings, plugin
 from undersong.stats import holm
 from undersong.types import Chat, Finding, Sampling
 
-Words = NDArray[np.int64]
-
 
 @plugin("kinship", "behaviour")
 class Behaviour(Settings):
@@ -58,11 +56,11 @@ class Behaviour(Settings):
         held = controls_of(a, b, controls, self.same_data)
         models = [a, b, *held.subjects]
         prompts = random_prompts(models, self.prompts, self.seed)
-        said = {s.name: once(s, ("words", tuple(p[-1]["content"] for p in prompts)), lambda s=s: first_words(s, prompts))
-                for s in models}
-        found = standing(alike(models, lambda x, y: kappa(said[x.name], said[y.name])))
-        rivals = [(s.name, c.name, *_beats(said[a.name], said[b.name], said[s.name], said[c.name]))
-                  for c in held.subjects for s in (a, b)]
+        key = ("words", tuple(p[-1]["content"] for p in prompts))
+        said = [once(s, key, first_words, prompts) for s in models]
+        found = standing(alike(said, kappa))
+        rivals = [(models[i].name, c.name, *_beats(said[0], said[1], said[i], words))
+                  for c, words in zip(held.subjects, said[2:], strict=True) for i in (0, 1)]
         adjusted = holm([p for *_, p in rivals])
         p = max(found.p, *adjusted)
         called = p <= self.alpha
@@ -71,7 +69,7 @@ class Behaviour(Settings):
             "same_initialisation" if called and held.same_data else "unknown", found.value, p, (_access(models),),
             f"kappa with each of {len(held.subjects)} controls (jackknife over prompts, Holm) and spread of unrelated pairs "
             f"(Student's t, {found.freedom} degrees of freedom); the larger p",
-            {"power": power if held.same_data else None, "agreement": float(np.mean(said[a.name] == said[b.name])),
+            {"power": power if held.same_data else None, "agreement": float(np.mean(said[0] == said[1])),
              "expected": found.expected, "excess": found.excess, "p_spread": found.p, "same_data": held.same_data,
              "per_control": [{"subject": s, "control": c, "kappa": k, "p": q, "adjusted": h}
                              for (s, c, k, q), h in zip(rivals, adjusted, strict=True)],

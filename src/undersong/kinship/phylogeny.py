@@ -61,8 +61,8 @@ class Phylogeny(Settings):
         models = [a, b, *held.subjects]
         prompts = random_prompts(models, self.genes, self.seed)
         key = (self.samples, self.letters, self.seed, tuple(p[-1]["content"] for p in prompts))
-        counts = Counts({s.name: once(s, key, lambda s=s: self._alleles(s, prompts)) for s in models})
-        table = alike(models, lambda x, y: counts.similarity(x.name, y.name))
+        counts = Counts([once(s, key, self._alleles, prompts) for s in models])
+        table = alike(range(len(models)), counts.similarity)
         found = standing(table)
         called = found.p <= self.alpha
         power = found.power(self.kin, self.alpha)
@@ -88,17 +88,15 @@ class Phylogeny(Settings):
 class Counts:
     """How often each model gives each allele to each gene."""
 
-    def __init__(self, alleles: dict[str, Alleles]) -> None:
-        words = np.unique(np.concatenate([a.ravel() for a in alleles.values()]))
-        self.shares, self.samples = dict[str, NDArray[np.float64]](), 0
-        for name, found in alleles.items():
-            codes, genes = np.searchsorted(words, found), np.arange(len(found))[:, None]
-            counts = np.zeros((len(found), len(words)))
-            np.add.at(counts, (np.broadcast_to(genes, codes.shape), codes), 1.0)
-            self.samples = found.shape[1]
-            self.shares[name] = counts / self.samples
+    def __init__(self, alleles: Sequence[Alleles]) -> None:
+        words = np.unique(np.concatenate([a.ravel() for a in alleles]))
+        self.samples = alleles[0].shape[1]
+        self.shares = np.zeros((len(alleles), len(alleles[0]), len(words)))
+        for shares, found in zip(self.shares, alleles, strict=True):
+            genes = np.broadcast_to(np.arange(len(found))[:, None], found.shape)
+            np.add.at(shares, (genes, np.searchsorted(words, found)), 1 / self.samples)
 
-    def shared(self, x: str, y: str) -> float:
+    def shared(self, x: int, y: int) -> float:
         """The chance of equal answers to one gene, less that to two different genes."""
         p, q, n = self.shares[x], self.shares[y], self.samples
         same = float(np.sum(p * q))
@@ -108,7 +106,7 @@ class Counts:
             same = (n * same - genes) / (n - 1)
         return same / genes - across
 
-    def similarity(self, x: str, y: str) -> float:
+    def similarity(self, x: int, y: int) -> float:
         """Nei's similarity beyond favourites, 0..1 but for noise; 0 where a model answers every gene alike."""
         own = self.shared(x, x) * self.shared(y, y)
         return float(np.clip(self.shared(x, y) / np.sqrt(own), -1, 1)) if own > 0 else 0.0

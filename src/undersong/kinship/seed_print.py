@@ -69,9 +69,9 @@ class SeedPrint(Settings):
             raise BadSpec(f"{a.name}, {b.name} and the controls do not number the same tokens alike, so their directions "
                           "cannot be compared. Give models and controls of one tokenizer.")
         prompts = random_prompts(models, self.prompts, self.seed)
-        images = {s.name: once(s, ("image", self.prompts, self.seed), lambda s=s: _image(s, prompts)) for s in models}
-        width = min(len(u) for u in images.values())
-        found = standing(alike(models, lambda x, y: overlap(images[x.name][:width], images[y.name][:width])))
+        images = [once(s, ("image", self.prompts, self.seed), _image, prompts) for s in models]
+        tokens = min(len(image) for image in images)
+        found = standing(alike([image[:tokens] for image in images], overlap))
         least = self.least if held.same_data else self.least_apart
         called = found.p <= self.alpha and found.excess >= least
         kin = max(self.kin, 1.2 * least)
@@ -82,7 +82,7 @@ class SeedPrint(Settings):
             f"{found.freedom} degrees of freedom",
             {"power": power, "expected": found.expected, "excess": found.excess, "least": least,
              "same_data": held.same_data, "queries": self.prompts,
-             "ranks": [int(images[s.name].shape[1]) for s in (a, b)], "controls": [s.name for s in held.subjects],
+             "ranks": [image.shape[1] for image in images[:2]], "controls": [s.name for s in held.subjects],
              "left_out": list(held.left_out), "says": _says(found, called, self.alpha, kin, power)})
 
 
@@ -107,7 +107,7 @@ def _rank(spread: Any) -> int:
 
 def overlap(u: NDArray[np.float32], v: NDArray[np.float32]) -> float:
     """The mean squared cosine (0..1) between two subspaces given by orthonormal bases [tokens, rank]."""
-    return float(np.sum((u.T @ v) ** 2)) / min(u.shape[1], v.shape[1])
+    return float(np.sum((u.T @ v) ** 2) / min(u.shape[1], v.shape[1]))
 
 
 def _says(found: Standing, called: bool, alpha: float, kin: float, power: float) -> str:
