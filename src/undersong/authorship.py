@@ -218,6 +218,7 @@ class Attribution:
             written, _ = author.write([line[0] for line in some], 1, temperature)
             lines = [i for i, line in enumerate(written) if line]
             if len(lines) < FEWEST:
+                out[author.name] = 1.0  # none of its rows would have passed the filters
                 continue
             hand = own.without(author.name)
             parts = hand.parts([case.table[i] for i in lines])

@@ -222,6 +222,17 @@ def test_candidates_with_other_tokenizers_read_the_same_text(lab: Lab, memo: dic
     assert per["pocket/b"] > per["simulated/a"]
 
 
+def test_a_source_whose_rows_never_pass_the_filters_would_be_told(lab: Lab, memo: dict, tmp_path: Path) -> None:
+    letters, model = build("channel", "letters"), lab.backend.load(base_ref("pocket/b"))
+    chats = letters.prompts(40, 3)
+    texts = model.sample(chats, Sampling(1.0, letters.max_new_tokens(model.tokenizer), 5))
+    rows = [Row("", tuple(chat), text) for chat, text in zip(chats, texts, strict=True)]
+    file = saved(tmp_path / "letters.jsonl", [row for row in rows if letters.reject(row) is None])
+    found = asked(lab, memo, file, "simulated/a", "pocket/b")
+    assert found["strangers"] == {"simulated/a": 1.0}
+    assert found["model"] == "pocket/b"
+
+
 @pytest.mark.slow
 def test_a_model_that_only_writes_is_judged_by_its_text(lab: Lab, memo: dict, tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("inspect_ai")
