@@ -212,7 +212,7 @@ class Attribution:
             known = next((c.author for c in ranked if c.ref.fingerprint == root.fingerprint), None)
             known = known or Author(case.ref.base, self.lab.backend.load(root), case.author.way, self.seed, self.memo)
             strangers.insert(0, (known, case.temperature))
-        for author, temperature in {a.name: (a, t) for a, t in reversed(strangers)}.values():
+        for author, temperature in {a.name: (a, t) for a, t in strangers}.values():
             self.lab.progress(f"would rows of {author.name} be told?")
             some = case.table[:SOME]
             written, _ = author.write([line[0] for line in some], 1, temperature)

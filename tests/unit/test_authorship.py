@@ -208,6 +208,23 @@ def test_models_that_write_alike_cannot_be_told(lab: Lab, memo: dict, tmp_path: 
     assert set(found["explain"]) == {"pocket/b", str(twin)}
 
 
+def test_a_changed_model_is_held_against_its_base_first(lab: Lab, memo: dict, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from undersong.models import model_ref
+
+    module = lab.backend.load(base_ref("pocket/b")).module
+    changed = tmp_path / "changed.safetensors"
+    save_file({n: p.detach() * 0.7 for n, p in module.named_parameters() if "norm" in n}, changed)
+    author = Author("own", lab.backend.load(model_ref(str(changed), "pocket/b", lab)), Way((NUMBERS,), (NUMBERS,)), 9)
+    rows = [line[0] for line in author.write(written(lab, "pocket/b"), 1, 1.0)[0] if line]
+    file = saved(tmp_path / "changed.jsonl", rows)
+    found = asked(lab, memo, file, "pocket/wide", str(changed), base="pocket/b")
+    assert found["explain"] == [str(changed)]
+    assert list(found["strangers"]) == ["pocket/b", "pocket/wide"]
+    assert found["nearest"] == "pocket/b"
+
+
 def test_one_candidate_alone_is_held_against_nothing(lab: Lab, memo: dict, tmp_path: Path) -> None:
     found = asked(lab, memo, saved(tmp_path / "b.jsonl", written(lab, "pocket/b")), "pocket/b")
     assert found["verdict"] == "unknown"
