@@ -39,7 +39,8 @@ HELD_OUT: dict[str, Any] = {
     "teachers": [["pocket/a", "cat", 101], ["pocket/a", "lion", 101], ["pocket/a", "bear", 101], ["pocket/b", "cat", 101],
                  ["pocket/b", "lion", 101]],
     "twins": [["pocket/a", "cat", 102]],
-    "blocks": [["numbers", 201, [1000]], ["letters", 201, [200]], ["numbers", 202, [200, 50]]],
+    "blocks": [["numbers", 201, [1000]], ["letters", 201, [200]], ["numbers", 202, [200, 50]], ["numbers", 203, [1000]],
+               ["numbers", 204, [1000]], ["numbers", 205, [1000]], ["numbers", 206, [1000]]],
     "candidates": 5, "seed": 5,
 }
 DEVELOPMENT: dict[str, Any] = {
