@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from undersong import authorship, cli
-from undersong.authors import Author, Way, fitted
 from undersong.authorship import Attribution
+from undersong.authorship.author import Author, Way, fitted
+from undersong.authorship.typicality import Measured, exchange, power
 from undersong.backends import tempering
 from undersong.errors import BadRows, BadSpec, MissingModel
 from undersong.lab import Lab, base_ref, lab_for
@@ -19,7 +20,6 @@ from undersong.reports import authorship as page
 from undersong.spec import build
 from undersong.store import Store
 from undersong.types import Row, Sampling
-from undersong.typicality import Measured, exchange, power
 
 N = 48
 NUMBERS = build("channel", "numbers")
