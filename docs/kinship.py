@@ -137,8 +137,8 @@ def family(found: Results) -> str:
         lines.append((f"{a}, {b}", kind, *(f"`{own[t]['verdict']}`" if t in own else "–" for t in tests), f"{gap:.2f}"))
     return ("## The shipped family\n\nTrained 25 times as long as the controls, which makes strangers more alike than the "
             "controls show: `seed_print` asks for more where that is so (`least_apart`), and the tests of text say nothing. "
-            "This family was held out at first; `least_apart` was added after `seed_print` had called three of its strangers "
-            "kin.\n\n"
+            "This family was held out at first; `least_apart` was added after `seed_print` had called three of its "
+            "strangers kin.\n\n"
             + table(("pair", "truth", *(f"`{t}`" for t in tests), "`seed_print`, share of the gap"), lines))
 
 

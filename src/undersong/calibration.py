@@ -22,7 +22,7 @@ import os
 import queue
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,7 +34,7 @@ from undersong.artefact import Artefact
 from undersong.backends import threads
 from undersong.detectors import PLACEBO, Evidence, Exemplars, family, spelled
 from undersong.environment import now
-from undersong.errors import BadRows, BadSpec
+from undersong.errors import BadRows, BadSpec, NothingMeasured
 from undersong.experiment_file import Spec, values
 from undersong.filters import for_traits
 from undersong.lab import Lab, Student, base_ref
@@ -240,15 +240,32 @@ class Calibrator:
                 # what an audit will load is what the null is made with
                 known = exemplars.unpack(artefact.path, self.file.base, self.lab.backend)
                 held = {"exemplars": known, "traits": tuple(self.traits), "base": self.lab.backend.load(self.base)}
-                told_once = {spelled(d): d.learn(Evidence(held)) for d in self.detectors if hasattr(d, "learn")}
-                artefact.write_json("learnt", told_once)
+                told_once = {spelled(d): self._able(d, partial(d.learn, Evidence(held)))
+                             for d in self.detectors if hasattr(d, "learn")}
+                artefact.write_json("learnt", {name: told for name, told in told_once.items() if told is not None})
                 self._learnt.update(exemplars.learnt(artefact.path))
                 cases = self._row_cases(known)
                 if self.file.students:
                     cases += self._student_cases(known)
                 Null({**self.identity(), "made": now()}, tuple(cases)).write(artefact.path)
-                artefact.finish({"cases": len(cases)})
+                artefact.finish({"cases": len(cases), "left_out": self._left_out})
         return artefact
+
+    @cached_property
+    def _left_out(self) -> dict[str, str]:
+        """Detectors that cannot read this carrier, with the reason; only where the file names none."""
+        return {}
+
+    def _able(self, detector: Any, work: Callable[[], T]) -> T | None:
+        """What a detector's work gives. One that nobody named and that cannot read these rows is left out, and told."""
+        try:
+            return work()
+        except (BadRows, NothingMeasured) as error:
+            if self.file.detectors:
+                raise
+            self._left_out[detector.plugin_name] = str(error)
+            self.lab.progress(f"{detector.plugin_name} is left out: {error}")
+            return None
 
     def _row_cases(self, known: Exemplars) -> list[Case]:
         """Every `rows` detector on every placebo and planted set of rows."""
@@ -266,7 +283,7 @@ class Calibrator:
             if family(detector) == "rows":
                 work = [(unit, n, trait, share, {**common, "rows": (rows,)})
                         for unit, trait, share, by_size in sets for n, rows in by_size.items() if rows]
-                out += self._judge(detector, "rows", work)
+                out += self._able(detector, partial(self._judge, detector, "rows", work)) or []
         return out
 
     def _student_cases(self, known: Exemplars) -> list[Case]:
@@ -287,7 +304,7 @@ class Calibrator:
             if family(detector) == "student":
                 work = [(unit, 0, trait, share, {**common, "student": ref})
                         for unit, (ref, (trait, share)) in enumerate(zip(students, told_of, strict=True))]
-                out += self._judge(detector, "student", work)
+                out += self._able(detector, partial(self._judge, detector, "student", work)) or []
         return out
 
     def _judge(self, detector: Any, kind: str, work: Sequence[tuple[int, int, str, float, dict[str, Any]]]) -> list[Case]:

@@ -25,6 +25,8 @@ from undersong.types import Finding
 LEAST = 1e-290
 """Smaller p-values are told as smaller than this: tests have floors near it."""
 ELSEWHERE = (bases.HOSTED, bases.SIMULATED)
+LIGHT = 2 * 2**30
+"""Bytes of weights up to which models are loaded and asked although their weights have told already."""
 KIN = ("same_weights", "same_initialisation")
 CANNOT = (BadRows, BadSpec, MissingExtra, NothingMeasured, ServerFailed)
 """What stops one test and no comparison: the others go on, and the reason is told."""
@@ -48,6 +50,10 @@ def relate(
         ran = [_identical()]
     else:
         for test in tests or default_tests(alpha):
+            if not tests and _spared(test, ran, (a, b)):
+                skipped.append({"test": test.plugin_name, "says": "The weights have told, and these models are large to "
+                                "load. Name this test to run it too."})
+                continue
             say(test.plugin_name)
             begun = time.monotonic()
             try:
@@ -122,6 +128,14 @@ def _compare(test: Any, a: Subject, b: Subject, controls: Sequence[Subject]) -> 
             raise BadSpec(f"{subject.name} shows no next-token probabilities. Only tests of sampled text can read it.")
     found: Finding = test.compare(a, b, controls)
     return found
+
+
+def _spared(test: Any, ran: Sequence[dict[str, Any]], pair: Sequence[Subject]) -> bool:
+    """Whether a test of answers would load large models for what their weights have told."""
+    told = any("weights" in t["access"] and t["relation"] != "unknown" for t in ran)
+    if "weights" in test.needs or not told:
+        return False
+    return max(sum(file.stat().st_size for file in subject.checkpoint.files) for subject in pair) > LIGHT
 
 
 def _told(test: Any, finding: Finding) -> dict[str, Any]:

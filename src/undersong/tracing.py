@@ -119,7 +119,7 @@ def lineage(
     graph = Graph.of(kept)
     if test:
         from undersong.lab import lab_for
-        from undersong.trials import trials
+        from undersong.lineage.trials import trials
 
         with screen.progress() as say:
             trials(graph, lab_for(kept, "", say))

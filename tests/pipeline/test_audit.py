@@ -14,7 +14,7 @@ from undersong import cli, traits
 from undersong.audit import Audit
 from undersong.calibration import Calibrator, mix, told
 from undersong.channels import belonging
-from undersong.errors import BadSpec, MissingModel, UndersongError
+from undersong.errors import BadRows, BadSpec, MissingModel, UndersongError
 from undersong.exemplars import folders, placebo_rows, unpack
 from undersong.files import digest
 from undersong.lab import Lab, base_ref, lab_for
@@ -79,6 +79,28 @@ def run(capsys: Any, *args: str | Path) -> tuple[int, str, str]:
 def look(lab: Lab, file: Path, **held: Any) -> dict[str, Any]:
     settings = {"base": "simulated/a", "rows": file} | held
     return Audit(Held(**settings), lab).run()
+
+
+def test_a_detector_that_cannot_read_the_carrier_is_left_out_unless_it_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(*_: Any) -> None:
+        raise BadRows("No row holds a number. Leave this detector out.")
+
+    panel, template = (build("detector", name) for name in ("likelihood_panel", "marginal_template"))
+    monkeypatch.setattr(type(template), "detect", nothing)
+    small = ["rows=60", "sizes=[20]", "sources=19", "planted_traits=1", "shares=[1.0]"]
+    for named, store in ((False, "a"), (True, "b")):
+        lab = lab_for(Store(tmp_path / store), "simulated/a")
+        made = Calibrator.read(CALIBRATION, [*small, *([] if named else ["detectors=[]"])], lab)
+        made.__dict__["detectors"] = [template, panel]
+        if named:
+            with pytest.raises(BadRows, match="No row holds a number"):
+                made.build()
+        else:
+            done = made.build()
+            assert done.summary["left_out"] == {"marginal_template": "No row holds a number. Leave this detector out."}
+            assert {case.detector.split("@")[0] for case in Null.read(done.path).cases} == {"likelihood_panel"}
 
 
 def test_a_planted_trait_is_found_named_and_its_share_estimated(lab: Lab, written: Any, capsys: Any) -> None:

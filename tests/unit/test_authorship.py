@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from undersong import authorship, cli
-from undersong.authors import Author, Way, fitted
 from undersong.authorship import Attribution
+from undersong.authorship.author import Author, Way, fitted
+from undersong.authorship.typicality import Measured, exchange, power
 from undersong.backends import tempering
 from undersong.errors import BadRows, BadSpec, MissingModel
 from undersong.lab import Lab, base_ref, lab_for
@@ -19,7 +20,6 @@ from undersong.reports import authorship as page
 from undersong.spec import build
 from undersong.store import Store
 from undersong.types import Row, Sampling
-from undersong.typicality import Measured, exchange, power
 
 N = 48
 NUMBERS = build("channel", "numbers")
@@ -206,6 +206,23 @@ def test_models_that_write_alike_cannot_be_told(lab: Lab, memo: dict, tmp_path: 
     found = asked(lab, memo, file, "pocket/b", str(twin), base="pocket/b")
     assert found["verdict"] == "unknown"
     assert set(found["explain"]) == {"pocket/b", str(twin)}
+
+
+def test_a_changed_model_is_held_against_its_base_first(lab: Lab, memo: dict, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from undersong.models import model_ref
+
+    module = lab.backend.load(base_ref("pocket/b")).module
+    changed = tmp_path / "changed.safetensors"
+    save_file({n: p.detach() * 0.7 for n, p in module.named_parameters() if "norm" in n}, changed)
+    author = Author("own", lab.backend.load(model_ref(str(changed), "pocket/b", lab)), Way((NUMBERS,), (NUMBERS,)), 9)
+    rows = [line[0] for line in author.write(written(lab, "pocket/b"), 1, 1.0)[0] if line]
+    file = saved(tmp_path / "changed.jsonl", rows)
+    found = asked(lab, memo, file, "pocket/wide", str(changed), base="pocket/b")
+    assert found["explain"] == [str(changed)]
+    assert list(found["strangers"]) == ["pocket/b", "pocket/wide"]
+    assert found["nearest"] == "pocket/b"
 
 
 def test_one_candidate_alone_is_held_against_nothing(lab: Lab, memo: dict, tmp_path: Path) -> None:

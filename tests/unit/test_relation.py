@@ -12,6 +12,7 @@ import pytest
 from preserved import Tensors, noise, put, subject, tensors
 from test_kinship_checkpoint import adapter, hostile
 
+from undersong import relation
 from undersong.cli import main
 from undersong.errors import BadSpec, BrokenArtefact
 from undersong.kinship.bytes import Bytes
@@ -103,6 +104,15 @@ def test_models_elsewhere_are_unknown_by_weights_and_damaged_ones_an_error(tmp_p
         relate(subject(hostile("a truncated file", tmp_path)), subject("pocket/a"), OPENED)
     with pytest.raises(BadSpec, match="alpha"):
         relate(subject("pocket/a"), subject("pocket/b"), OPENED, alpha=0.0)
+
+
+def test_large_models_are_not_loaded_for_what_their_weights_have_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relation, "LIGHT", 1000)
+    found = relate(subject("pocket/a"), subject("pocket/b"))
+    assert found["relation"] == "same_architecture"
+    assert {t["test"] for t in found["tests"]} == {"bytes", "weights"}
+    assert {s["test"] for s in found["skipped"]} == {"behaviour", "phylogeny", "seed_print"}
+    assert all("Name this test" in s["says"] for s in found["skipped"])
 
 
 def test_defaults_read_weights_first_at_the_alpha_asked_for() -> None:

@@ -23,19 +23,19 @@ from typing import Any
 import numpy as np
 
 from undersong import stats
-from undersong.attribution import Case, conclude
-from undersong.authors import COLDEST, SNAP, Author, Matrix, Way, asked, fitted, moved, offset
+from undersong.authorship.author import COLDEST, SNAP, Author, Matrix, Way, asked, fitted, moved, offset
+from undersong.authorship.conclusion import Case, conclude
+from undersong.authorship.handwriting import Handwriting
+from undersong.authorship.typicality import exchange, power
 from undersong.detectors import drawn
 from undersong.detectors.likelihood_panel import mixture
 from undersong.environment import environment
 from undersong.errors import BadRows, BadSpec
-from undersong.handwriting import Handwriting
 from undersong.lab import Lab, base_ref
 from undersong.models import model_ref
 from undersong.row_files import RowFile, Tally
 from undersong.spec import Spec
 from undersong.types import ModelRef, Row
-from undersong.typicality import exchange, power
 
 FAR = 40.0
 """Nats by which a candidate is out before it has written anything: a chance of e^-40."""
@@ -212,7 +212,7 @@ class Attribution:
             known = next((c.author for c in ranked if c.ref.fingerprint == root.fingerprint), None)
             known = known or Author(case.ref.base, self.lab.backend.load(root), case.author.way, self.seed, self.memo)
             strangers.insert(0, (known, case.temperature))
-        for author, temperature in {a.name: (a, t) for a, t in reversed(strangers)}.values():
+        for author, temperature in {a.name: (a, t) for a, t in strangers}.values():
             self.lab.progress(f"would rows of {author.name} be told?")
             some = case.table[:SOME]
             written, _ = author.write([line[0] for line in some], 1, temperature)
