@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = calibration(args.calibration, store, args.base)
         world = World(lab_for(store, args.base, say), folder, plan)
         found = measure(world, args.judge, args.questions)
-    kept = ("named", "revision", "made", "sources", "students", "sizes", "seed")
+    kept = ("named", "channel", "revision", "made", "sources", "students", "sizes", "seed")
     known = {key: world.null.identity.get(key) for key in kept}
     whole = {"format": 1, "command": command(args), "date": now(), "environment": environment(), "calibration": known,
              "plan": asdict(plan), **found}
