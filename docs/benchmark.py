@@ -326,7 +326,8 @@ def carriers(others: Sequence[Results]) -> str:
                 for n in found.names if found.family(n) == "rows" for size in reversed(found.sizes)
                 if found.power(n, 1.0, size)]
         text += (f"## Another carrier: {known['channel']['name']}\n\nMeasured on {data['date'][:10]} by "
-                 f"`{data['command']}`, against a calibration of {known['sources']} placebo sources: {len(plan['traits'])} held-out traits "
+                 f"`{data['command']}`, against a calibration of {known['sources']} placebo sources: "
+                 f"{len(plan['traits'])} held-out traits "
                  f"({', '.join(plan['traits'])}), {plan['seeds']} fresh teacher of each, {plan['benign']} benign sources. "
                  "Power by share of planted rows, in brackets how often the right trait is named. Detectors that read "
                  "digits only have nothing to read here.\n\n"
