@@ -113,6 +113,8 @@ def written(data: Mapping[str, Any]) -> str:
 def command(args: argparse.Namespace) -> str:
     """The command, without the folders of the machine it ran on."""
     said = ["python", "benchmarks/detectors.py", *(["--slice"] if args.slice else [])]
+    if args.calibration and not args.calibration.is_absolute():
+        said += ["--calibration", str(args.calibration)]
     for name, value in (("--traits", args.traits), ("--set", args.set), ("--judge", args.judge and [args.judge])):
         said += [name, *value] if value else []
     return shlex.join(said)
