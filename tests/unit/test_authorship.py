@@ -291,7 +291,7 @@ def test_the_command_exits_by_the_verdict_and_escapes_what_strangers_wrote(lab: 
     file = saved(tmp_path / "<b>.jsonl", rows)
     out = tmp_path / "page.html"
     with pytest.raises(SystemExit) as left:
-        cli.main(["attribute", str(file), "--candidates", "pocket/a,pocket/b", "--store", str(tmp_path / "s"), "--json",
+        cli.main(["attribute", str(file), "--candidates", "pocket/a", "pocket/b", "--store", str(tmp_path / "s"), "--json",
                   "--report", str(out), "--fresh", "60"])
     assert left.value.code == 1
     assert json.loads(capsys.readouterr().out)["verdict"] == "none"
