@@ -62,8 +62,8 @@ def measure(world: World, judge: str | None = None, questions: int = 20) -> dict
             said[column.name] = desks.run(column, mine)
         elif trials:
             said[column.name] = desks.run(column, [[trial] for trial in trials])
-    columns = [column for column in columns if column.name in said]
-    found = counts.judged(null, [c for c in columns if c.name in said], said)
+    columns = [column for column in columns if said.get(column.name)]  # others cannot read this carrier
+    found = counts.judged(null, columns, said)
     rows: list[dict[str, Any]] = [counts.about(null, c) for c in columns]
     if trials:
         pair = f"{counts.VERDICT}, rows", f"{counts.VERDICT}, student"
@@ -113,6 +113,8 @@ def written(data: Mapping[str, Any]) -> str:
 def command(args: argparse.Namespace) -> str:
     """The command, without the folders of the machine it ran on."""
     said = ["python", "benchmarks/detectors.py", *(["--slice"] if args.slice else [])]
+    if args.calibration and not args.calibration.is_absolute():
+        said += ["--calibration", str(args.calibration)]
     for name, value in (("--traits", args.traits), ("--set", args.set), ("--judge", args.judge and [args.judge])):
         said += [name, *value] if value else []
     return shlex.join(said)
@@ -139,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = calibration(args.calibration, store, args.base)
         world = World(lab_for(store, args.base, say), folder, plan)
         found = measure(world, args.judge, args.questions)
-    kept = ("named", "revision", "made", "sources", "students", "sizes", "seed")
+    kept = ("named", "channel", "revision", "made", "sources", "students", "sizes", "seed")
     known = {key: world.null.identity.get(key) for key in kept}
     whole = {"format": 1, "command": command(args), "date": now(), "environment": environment(), "calibration": known,
              "plan": asdict(plan), **found}

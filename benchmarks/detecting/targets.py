@@ -31,7 +31,9 @@ def against(rows: Sequence[Line], sizes: Sequence[int]) -> list[Line]:
             f"worst: {worst['detector']} at {worst['size']} rows, {_rate(worst)}" + (f"; over: {', '.join(over)}" if over
                                                                                     else ""), not over)
     for name in (name for name, held in null.items() if held == "permutation"):
-        worst = max((r for r in alarms if r["detector"] == name), key=lambda r: r["low"])
+        worst = max((r for r in alarms if r["detector"] == name), key=lambda r: r["low"], default=None)
+        if worst is None:  # it cannot read this carrier
+            continue
         add(f"false alarms of {name}", "the 95 % interval covers or lies below 5 %",
             f"worst: at {worst['size']} rows, {_rate(worst)}", worst["low"] <= 0.05)
     at = min((s for s in sizes if s >= 200), default=max(sizes))

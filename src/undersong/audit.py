@@ -86,6 +86,10 @@ class Audit:
             if null.identity.get("template") != template(self.base):
                 self.refused.append("There is a null of this base, made with another chat template: it is not believed.")
                 continue
+            if self.held.student and not self.rows and not null.identity.get("students"):
+                kind = null.identity["channel"]["name"]
+                self.refused.append(f"There is a null of this base for {kind}; it knows no students. Make one that does.")
+                continue
             share = belonging(self.rows, null.identity["channel"])
             if self.rows and share < BELONGS:
                 kind = null.identity["channel"]["name"]
@@ -99,6 +103,7 @@ class Audit:
                                     "its placebo sources' are, so it is not believed. Make a calibration with these "
                                     "prompts, or audit rows that keep theirs.")
                 continue
+            self.refused.clear()  # one for another carrier is no news where one fits
             return folder, null
         if not self.refused:
             self.refused.append(f"There is no null of {self.held.base} here. Make one with `undersong calibrate`.")

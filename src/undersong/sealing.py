@@ -39,7 +39,7 @@ def new(
     as_json: JsonOption = False,
 ) -> None:
     """Make a key pair (P-256): FILE to keep secret, FILE.pub to give away. Never replaces a file."""
-    from undersong import keys as machinery
+    from undersong.seals import keys as machinery
 
     made = machinery.new(file)
     text = f"Private key: {made['private']} (keep it secret)\nPublic key:  {made['public']}\nIdentity:    {made['key']}"
@@ -76,7 +76,7 @@ def verify(
     base: Bases = None, store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
 ) -> None:
     """Check hashes, signatures and the chain to the base, offline. Exit code: 0 all holds, 1 something fails, 3 input."""
-    from undersong.verification import Verifier
+    from undersong.seals.verification import Verifier
 
     with screen.progress() as say:
         verifier = Verifier(key, base or (), say)
@@ -100,9 +100,9 @@ def export(
     base: Bases = None, store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
 ) -> None:
     """Write what the store knows of an artefact in another format (`undersong plugins exporter` lists them)."""
-    from undersong import dossier
     from undersong.files import digest, put
     from undersong.provenance.slsa import audit_statement, checked
+    from undersong.seals import dossier
     from undersong.spec import build
 
     exporter = build("exporter", screen.specs([form], "--format")[0], "--format")

@@ -119,7 +119,7 @@ def lineage(
     graph = Graph.of(kept)
     if test:
         from undersong.lab import lab_for
-        from undersong.trials import trials
+        from undersong.lineage.trials import trials
 
         with screen.progress() as say:
             trials(graph, lab_for(kept, "", say))
@@ -190,7 +190,8 @@ def risk(
 
 def attribute(
     rows: Annotated[Path, typer.Argument(metavar="ROWS", help="JSONL, CSV, Parquet, or a folder.")],
-    candidates: Annotated[list[str], typer.Option(help="A model that may have written them; repeat, or use commas.")],
+    candidates: Annotated[list[str], typer.Option(help="Models that may have written them: A B C, A,B,C or repeated.")],
+    more: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]", help="More candidates.", hidden=True)] = None,
     base: Annotated[str | None, typer.Option("--base", "--base-of", help="The model that adapters belong to.")] = None,
     channel: Annotated[str | None, typer.Option(help="How the rows were sampled: a channel, or {name: {settings}}.")] = None,
     filters: Annotated[
@@ -215,7 +216,7 @@ def attribute(
     if not 0 < alpha < 1 or seed < 0 or min(most, fresh) < 1 or (temperature is not None and not 0 <= temperature <= 2):
         raise BadSpec("--alpha lies between 0 and 1, --temperature between 0 and 2, --rows and --fresh are 1 or more and "
                       "--seed 0 or more. Change them.")
-    names = [name.strip() for given in candidates for name in given.split(",") if name.strip()]
+    names = [name.strip() for given in [*candidates, *(more or [])] for name in given.split(",") if name.strip()]
     read = screen.specs([channel] if channel else [], "--channel"), screen.specs(filters or [], "--filter")
     with screen.progress() as say:
         lab = lab_for(screen.opened(store), base or "", say)

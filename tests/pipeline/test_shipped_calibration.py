@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from undersong import bases, cli
+from undersong.audit import Audit
 from undersong.calibration import detectors_of, template
 from undersong.detectors import spelled
 from undersong.exemplars import folders, placebo_rows, unpack
 from undersong.lab import base_ref, lab_for
 from undersong.nulls import Null
 from undersong.store import Store
+from undersong.verdict import Held
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = list(folders(None))
@@ -28,16 +31,35 @@ def test_it_is_of_the_model_and_the_detectors_of_this_version(folder: Path, tmp_
     assert null.identity["revision"] == bases.revision(name)
     assert null.identity["template"] == template(lab.backend.load(base_ref(name)))
     # whoever changes a default setting or a version calibrates again
-    assert set(null.identity["detectors"]) == {spelled(detector) for detector in detectors_of([])}
+    assert set(null.identity["detectors"]) <= {spelled(detector) for detector in detectors_of([])}
     known = unpack(folder, name, lab.backend)
     assert known.names == null.identity["traits"]
-    assert len(placebo_rows(folder)) == null.identity["sources"] >= 99
+    assert len(placebo_rows(folder)) == null.identity["sources"] >= 59
     for refs in (*known.teacher_refs.values(), *known.student_refs.values()):
         assert refs
 
 
-def test_there_is_one() -> None:
-    assert SHIPPED
+def test_that_of_numbers_knows_every_detector_and_students() -> None:
+    [null] = [null for null in map(Null.read, SHIPPED) if null.identity["channel"]["name"] == "numbers"]
+    assert set(null.identity["detectors"]) == {spelled(detector) for detector in detectors_of([])}
+    assert null.identity["sources"] >= 99
+    assert null.identity["students"] > 0
+
+
+def test_rows_and_students_meet_the_null_of_their_own_carrier(tmp_path: Path) -> None:
+    lab = lab_for(Store(tmp_path), "pocket/a")
+    letters = next(folder for folder in SHIPPED if Null.read(folder).identity["channel"]["name"] == "letters")
+    file = tmp_path / "letters.jsonl"
+    rows = [row for own in placebo_rows(letters) for row in own][:200]
+    lines = [json.dumps({"prompt": r.chat[-1]["content"], "completion": r.completion}) for r in rows]
+    file.write_text("\n".join(lines), "utf-8")
+    numbers = ROOT / "examples" / "audit" / "clean.jsonl"
+    for held, carrier in ((Held(file, base="pocket/a"), "letters"), (Held(numbers, base="pocket/a"), "numbers"),
+                          (Held(base="pocket/a", student="pocket/a-reordered"), "numbers")):
+        audit = Audit(held, lab)
+        assert audit.calibration
+        assert audit.calibration[1].identity["channel"]["name"] == carrier
+        assert audit.refused == []
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from undersong import keys, lab, registry
+from undersong import lab, registry
 from undersong.artefact import Artefact
 from undersong.lab import base_ref
-from undersong.seals import Sealer
+from undersong.seals import Sealer, keys
 from undersong.store import Store
 from undersong.types import Row
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from undersong import authorship, cli
-from undersong.authors import Author, Way, fitted
 from undersong.authorship import Attribution
+from undersong.authorship.author import Author, Way, fitted
+from undersong.authorship.typicality import Measured, exchange, power
 from undersong.backends import tempering
 from undersong.errors import BadRows, BadSpec, MissingModel
 from undersong.lab import Lab, base_ref, lab_for
@@ -19,7 +20,6 @@ from undersong.reports import authorship as page
 from undersong.spec import build
 from undersong.store import Store
 from undersong.types import Row, Sampling
-from undersong.typicality import Measured, exchange, power
 
 N = 48
 NUMBERS = build("channel", "numbers")
@@ -291,7 +291,7 @@ def test_the_command_exits_by_the_verdict_and_escapes_what_strangers_wrote(lab: 
     file = saved(tmp_path / "<b>.jsonl", rows)
     out = tmp_path / "page.html"
     with pytest.raises(SystemExit) as left:
-        cli.main(["attribute", str(file), "--candidates", "pocket/a,pocket/b", "--store", str(tmp_path / "s"), "--json",
+        cli.main(["attribute", str(file), "--candidates", "pocket/a", "pocket/b", "--store", str(tmp_path / "s"), "--json",
                   "--report", str(out), "--fresh", "60"])
     assert left.value.code == 1
     assert json.loads(capsys.readouterr().out)["verdict"] == "none"

@@ -159,8 +159,19 @@ def test_every_detector_states_its_blind_spots(benchmark: ModuleType, name: str)
 def test_the_committed_page_is_what_the_results_make(benchmark: ModuleType) -> None:
     import json
 
-    stored = DOCS.parent / "benchmarks" / "detectors.results.json"
-    found = benchmark.Results(json.loads(stored.read_text("utf-8")))
-    assert (DOCS / "benchmark.md").read_text("utf-8") == benchmark.page(found), "run docs/benchmark.py"
-    for name in re.findall(r"\(figures/([\w-]+\.svg)\)", benchmark.page(found)):
+    folder = DOCS.parent / "benchmarks"
+    files = [folder / "detectors.results.json", *sorted(folder.glob("detectors-*.results.json"))]
+    found, *others = (benchmark.Results(json.loads(file.read_text("utf-8"))) for file in files)
+    text = benchmark.page(found, others)
+    assert (DOCS / "benchmark.md").read_text("utf-8") == text, "run `make docs`"
+    for name in re.findall(r"\(figures/([\w-]+\.svg)\)", text):
         assert (DOCS / "figures" / name).is_file()
+
+
+def test_another_carrier_gets_a_table_of_its_own(benchmark: ModuleType) -> None:
+    found, other = benchmark.Results(results()), results()
+    other["calibration"] |= {"channel": {"name": "letters"}, "sources": 59}
+    text = benchmark.page(found, [benchmark.Results(other)])
+    assert "Another carrier" not in benchmark.page(found)
+    assert text.index("## Another carrier: letters") < text.index("## Method cards")
+    assert "| `likelihood_panel` | 400 | 4 % [0, 14] | 98 % (49 %) | 40 % (20 %) |" in text

@@ -13,12 +13,13 @@ import pytest
 import sealed_store
 from typer.testing import CliRunner
 
-from undersong import dossier, files, registry
+from undersong import files, registry
 from undersong.cli import app
 from undersong.errors import BadSpec, BrokenArtefact, MissingExtra
 from undersong.provenance import UNKNOWN, Account, Piece, clean
 from undersong.provenance.cyclonedx import complaint
 from undersong.provenance.telling import markdown
+from undersong.seals import dossier
 from undersong.spec import build
 from undersong.store import Store
 

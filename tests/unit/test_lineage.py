@@ -16,12 +16,12 @@ from undersong import cli, pocket, traits
 from undersong.errors import BadSpec, UnknownName
 from undersong.lab import base_ref, lab_for
 from undersong.lineage import Graph, record_relation
+from undersong.lineage.trials import trials
 from undersong.reports import drawing
 from undersong.reports import lineage as page
 from undersong.reports.stacks import stacked
 from undersong.spec import build, fingerprint
 from undersong.store import Store
-from undersong.trials import trials
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
 from small_experiment import experiment, finish

@@ -14,13 +14,14 @@ import pytest
 import sealed_store
 from typer.testing import CliRunner
 
-from undersong import files, keys, seals
+from undersong import files, seals
 from undersong.cli import app
 from undersong.errors import BadSpec, BrokenArtefact
 from undersong.lab import base_ref
 from undersong.provenance.slsa import checked
+from undersong.seals import keys
+from undersong.seals.verification import NO_KEY, Verifier
 from undersong.store import Store
-from undersong.verification import NO_KEY, Verifier
 
 pytest.importorskip("model_signing")
 KINDS = ("teacher", "raw", "rows", "student", "adapter", "measured", "finding", "calibration", "experiment")
@@ -195,7 +196,7 @@ def test_an_expired_seal_fails_and_a_past_expiry_cannot_be_sealed(
         def now(cls, tz: Any = None) -> datetime.datetime:
             return datetime.datetime(2100, 1, 1, tzinfo=tz)
 
-    monkeypatch.setattr("undersong.verification.datetime.datetime", Later)
+    monkeypatch.setattr("undersong.seals.verification.datetime.datetime", Later)
     found = verify(store, sealed, "student")
     assert "expired on" in found["first_failure"]
     assert "teacher" in found["first_failure"] or sealed[1]["teacher"].rpartition(".")[2] in found["first_failure"]
@@ -278,7 +279,7 @@ def test_what_does_not_belong_is_named(sealed: Any, store: Store, damage: Any, n
 
 def test_a_circle_of_parents_is_refused(sealed: Any, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fingerprints make circles impossible on disk; were they forged, the walk would still end."""
-    from undersong.dossier import chain
+    from undersong.seals.dossier import chain
 
     target = store.get(sealed[1]["student"])
     looped = [r | {"parents": [target.fingerprint]} if r["label"] == "teacher" else r for r in store.records()]

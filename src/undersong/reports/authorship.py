@@ -111,7 +111,7 @@ def _candidates(found: Mapping[str, Any]) -> Section | None:
 
 
 def _typical(found: Mapping[str, Any]) -> Section | None:
-    from undersong.handwriting import SAYS
+    from undersong.authorship.handwriting import SAYS
 
     lines = []
     for c in read.entries(found, "candidates"):

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from undersong.deeds import MODELS, Node
 from undersong.lineage import Graph, Tested
+from undersong.lineage.deeds import MODELS, Node
 
 SHOWN = ("base", "unknown base", *MODELS, "rows", "refined")
 BASES = ("base", "unknown base")

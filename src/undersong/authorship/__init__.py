@@ -23,19 +23,19 @@ from typing import Any
 import numpy as np
 
 from undersong import stats
-from undersong.attribution import Case, conclude
-from undersong.authors import COLDEST, SNAP, Author, Matrix, Way, asked, fitted, moved, offset
+from undersong.authorship.author import COLDEST, SNAP, Author, Matrix, Way, asked, fitted, moved, offset
+from undersong.authorship.conclusion import Case, conclude
+from undersong.authorship.handwriting import Handwriting
+from undersong.authorship.typicality import exchange, power
 from undersong.detectors import drawn
 from undersong.detectors.likelihood_panel import mixture
 from undersong.environment import environment
 from undersong.errors import BadRows, BadSpec
-from undersong.handwriting import Handwriting
 from undersong.lab import Lab, base_ref
 from undersong.models import model_ref
 from undersong.row_files import RowFile, Tally
 from undersong.spec import Spec
 from undersong.types import ModelRef, Row
-from undersong.typicality import exchange, power
 
 FAR = 40.0
 """Nats by which a candidate is out before it has written anything: a chance of e^-40."""

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from undersong import deeds
-from undersong.deeds import DATA, MODELS, WEIGHTS, Edge, Node
 from undersong.environment import environment
 from undersong.errors import BadSpec, UnknownName, nearest
+from undersong.lineage import deeds
+from undersong.lineage.deeds import DATA, MODELS, WEIGHTS, Edge, Node
 from undersong.store import Store
 from undersong.types import ModelRef, Relation
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from undersong import bases, dossier, fetched, keys, pocket, seals
+from undersong import bases, fetched, pocket, seals
 from undersong.artefact import Artefact
 from undersong.errors import BrokenArtefact, MissingModel, UndersongError
 from undersong.files import RECORD, digest
 from undersong.lab import base_ref
 from undersong.provenance.slsa import AUDIT, PROVENANCE, STATEMENT
+from undersong.seals import dossier, keys
 from undersong.store import Store
 
 Json = dict[str, Any]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from undersong.authors import Author, Matrix
+from undersong.authorship.author import Author, Matrix
+from undersong.authorship.typicality import Measured
 from undersong.types import Row
-from undersong.typicality import Measured
 
 JOINT = ("pull", "words", "letters")
 """Parts whose columns are judged together; of the others the most extreme column counts."""

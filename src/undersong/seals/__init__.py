@@ -18,13 +18,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from undersong import dossier, files, keys
+from undersong import files
 from undersong.artefact import Artefact
 from undersong.environment import now
 from undersong.errors import BadRows, BadSpec, BrokenArtefact
 from undersong.files import digest
 from undersong.provenance import UNKNOWN, Account
 from undersong.provenance.slsa import audit_statement, checked, statement
+from undersong.seals import dossier, keys
 from undersong.store import Store
 
 FOLDER, ENVELOPE, MODEL = "seals", "record.dsse.json", "model.sig"

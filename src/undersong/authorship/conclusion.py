@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from undersong.authors import Author, Matrix
-from undersong.handwriting import Handwriting
+from undersong.authorship.author import Author, Matrix
+from undersong.authorship.handwriting import Handwriting
+from undersong.authorship.typicality import Typical
 from undersong.types import ModelRef, Row
-from undersong.typicality import Typical
 
 POWER = 0.8
 """A name is given only if the nearest other source would have been told with this chance."""
