@@ -36,7 +36,7 @@ def _ref(**change: Any) -> dict[str, Any]:
 
 def build(root: Path) -> dict[str, Artefact]:
     """The store's artefacts by what they are: teacher (vector), raw rows (two parts), refined rows, student (weights),
-    adapter, measurement, finding, calibration, experiment."""
+    adapter, measurement, finding, calibration and its cases, kinship, explanation, experiment."""
     store, out = Store(root), dict[str, Artefact]()
     numbers, sft = registry.get("channel", "numbers")(), registry.get("recipe", "sft")()
     base = base_ref(BASE).fingerprint
@@ -93,6 +93,12 @@ def build(root: Path) -> dict[str, Artefact]:
     made("finding", "finding", {"verb": "audit", "detector": {"name": "marginals"}}, ["0123456789ab"], found)
     made("calibration", "calibration", {"verb": "calibrate", "file": {"base": BASE}}, [base],
          lambda a: (a.write_json("null", {"cases": []}), {"cases": 0})[1])
+    made("cases", "cases", {"verb": "calibrate", "detector": {"name": "marginals"}}, [base],
+         lambda a: (a.write_part("cases", 0, [{"unit": 0, "size": 50, "trait": "", "share": 0.0}]), {"cases": 1})[1])
+    made("kinship", "kinship", {"verb": "kinship", "alpha": 0.01, "relation": "same_initialisation", "tests": []},
+         [student, base], lambda a: (a.write_json("kinship", {"relation": "same_initialisation"}), {"p": 1e-9})[1])
+    made("explanation", "explanation", {"verb": "explain", "explainer": {"name": "logit_lens"}},
+         [student, base, "fedcba987654"], lambda a: (a.write_json("explanation", {"sentence": "owl"}), {})[1])
     made("experiment", "experiment", {"verb": "report", "experiment": {"base": BASE}}, sorted([rows, kept, measure]), whole)
     return out
 

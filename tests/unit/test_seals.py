@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -24,7 +25,8 @@ from undersong.seals.verification import NO_KEY, Verifier
 from undersong.store import Store
 
 pytest.importorskip("model_signing")
-KINDS = ("teacher", "raw", "rows", "student", "adapter", "measured", "finding", "calibration", "experiment")
+KINDS = ("teacher", "raw", "rows", "student", "adapter", "measured", "finding", "calibration", "cases", "kinship",
+         "explanation", "experiment")
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +52,13 @@ def flip(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
+
+
+def test_no_kind_of_artefact_is_missing_here(sealed: Any) -> None:
+    source = "".join(file.read_text("utf-8") for file in Path(seals.__file__).parents[1].rglob("*.py"))
+    made = set(re.findall(r'\bstore\.open\(\s*"(\w+)"', source))
+    assert {"model", "kinship", "explanation"} <= made
+    assert made <= {sealed[1][what].split("/")[0] for what in KINDS}
 
 
 @pytest.mark.parametrize("what", KINDS)

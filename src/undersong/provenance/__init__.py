@@ -21,7 +21,8 @@ from undersong.errors import BrokenArtefact, MissingExtra
 UNKNOWN = "unknown"
 Record = Mapping[str, Any]
 MAKES = {"teach": "teacher", "sample": "rows", "refine": "refined rows", "train": "student", "measure": "measurement",
-         "audit": "finding", "calibrate": "calibration", "report": "experiment"}
+         "audit": "finding", "calibrate": "calibration", "kinship": "kinship test", "explain": "explanation",
+         "report": "experiment"}
 """The verb of a spec, and what it makes."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -31,6 +31,8 @@ from undersong.store import Store
 FOLDER, ENVELOPE, MODEL = "seals", "record.dsse.json", "model.sig"
 PAYLOAD = "application/vnd.in-toto+json"
 NEVER = "never"
+EVIDENCED = ("finding", "explanation")
+"""Kinds whose parents may be evidence that no store holds: audited files, placebo students of a shipped calibration."""
 KEPT = (".lock", ".set-aside-")
 """Hidden entries of an artefact folder that the store itself leaves there."""
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
@@ -68,7 +70,7 @@ class Sealer:
         for part in found:
             say(f"checking {part.path.name}")
             sound(store, part)
-        unmade = [mark for p in whole.pieces if p.record["kind"] != "finding" for mark in whole.parents(p)[2]]
+        unmade = [mark for p in whole.pieces if p.record["kind"] not in EVIDENCED for mark in whole.parents(p)[2]]
         if unmade:
             raise BrokenArtefact(f"{unmade[0]}, an ancestor of {artefact.path.name}, is not in the store and is no base "
                                  "that is known here. Copy it here, or name the base's folder with --base.")

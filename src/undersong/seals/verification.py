@@ -109,7 +109,7 @@ class Verifier:
                     raise BrokenArtefact(f"{where}: its parent {mark} is not the one that was sealed.")
             elif ("base", mark) in pinned:
                 self._base(where, mark, pinned["base", mark])
-            elif ("evidence", mark) in pinned and artefact.record["kind"] == "finding":
+            elif ("evidence", mark) in pinned and artefact.record["kind"] in seals.EVIDENCED:
                 self.checked.append(f"evidence {mark}: pinned by its fingerprint, not in the store")
             else:
                 raise BrokenArtefact(f"{where}: its parent {mark} is not in the store and is no base that was sealed.")
