@@ -104,7 +104,8 @@ class Explaining:
         about = {"base": bases.identity(start.base), "revision": bases.revision(start.base)}
         for folder in exemplars.folders(self.lab.store):
             told = Null.read(folder).identity
-            if all(told.get(k) == v for k, v in about.items()) and told.get("template") == template(self.loaded[1]):
+            fits = all(told.get(k) == v for k, v in about.items()) and told.get("template") == template(self.loaded[1])
+            if fits and told.get("students"):  # one for rows only holds none
                 known = exemplars.unpack(folder, start.base, self.lab.backend)
                 return tuple(known.student_refs.get(PLACEBO, ()))[:PLACEBOS]
         return ()
