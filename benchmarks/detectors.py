@@ -95,7 +95,8 @@ def calibration(given: Path | None, store: Any, base: str) -> Path:
     if given is not None:
         return given
     for folder in exemplars.folders(store):
-        if json.loads((folder / "null.json").read_text("utf-8"))["named"] == base:
+        about = json.loads((folder / "null.json").read_text("utf-8"))
+        if about["named"] == base and about["students"]:  # those of rows only are named with --calibration
             return folder
     raise BadSpec(f"There is no calibration of {base}. Make one with `undersong calibrate`, or name one with --calibration.")
 
