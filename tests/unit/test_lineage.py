@@ -269,3 +269,11 @@ def test_the_command_answers_and_refuses(store: Store, capsys: Any, tmp_path: Pa
     twice = [*chain(), *[{**r, "fingerprint": r["fingerprint"][::-1]} for r in chain()]]
     with pytest.raises(UnknownName, match="could be any of"):
         Graph.from_records(twice).find("raw-tuned-owl-s1")
+
+
+def test_a_tested_edge_does_not_run_behind_boxes_it_is_not_about() -> None:
+    step = drawing.WIDE + drawing.ACROSS
+    far, near = (drawing._arc((6.0, 6.0), (6.0 + n * step, 6.0)) for n in (4, 1))
+    heights = [[float(v) for v in re.findall(r"[\d.]+", path)[1::2]] for path in (far, near)]
+    assert max(heights[0]) > 6 + drawing.HIGH  # bows below them
+    assert max(heights[1]) < 6 + drawing.HIGH  # between neighbours it is straight

@@ -37,7 +37,8 @@ def draw(stacks: Stacks) -> Drawing:
     bonds = sorted(stacks.bonds, key=lambda b: bool(b.alarms))
     lines += [Line(_arc(places[b.a], places[b.b]), _kind(b), _told(stacks, b)) for b in bonds]
     width = max((x + WIDE for x, _ in places), default=WIDE) + EDGE
-    height = max((y + HIGH for _, y in places), default=HIGH) + EDGE + 4
+    below = max((_dip(places[b.a], places[b.b]) for b in bonds), default=0.0)
+    height = max((y + HIGH for _, y in places), default=HIGH) + max(below, EDGE) + 4
     kinds = {line.kind for line in lines}
     legend = tuple((kind, text) for kind, text in LEGEND if kind in kinds)
     return Drawing("From base to student", int(width), int(height), boxes, tuple(lines), legend)
@@ -104,7 +105,17 @@ def _arc(a: tuple[float, float], b: tuple[float, float]) -> str:
         x, y0, y1 = a[0], a[1] + HIGH / 2, b[1] + HIGH / 2
         return f"M{x:.1f} {y0:.1f}C{x - ACROSS:.1f} {y0:.1f} {x - ACROSS:.1f} {y1:.1f} {x:.1f} {y1:.1f}"
     left, right = sorted((a, b))
+    if dip := _dip(a, b):  # a straight line would run behind the boxes between them, as if it were about these
+        x0, x1, y0, y1 = left[0] + 0.6 * WIDE, right[0] + 0.4 * WIDE, left[1] + HIGH, right[1] + HIGH
+        low = max(y0, y1) + dip / 0.75
+        return f"M{x0:.1f} {y0:.1f}C{x0:.1f} {low:.1f} {x1:.1f} {low:.1f} {x1:.1f} {y1:.1f}"
     return _curve((left[0], left[1] + HIGH / 4), (right[0], right[1] + HIGH / 4))
+
+
+def _dip(a: tuple[float, float], b: tuple[float, float]) -> float:
+    """How far a tested edge bows below two boxes of about one height with columns between them; 0 for all others."""
+    columns = round(abs(a[0] - b[0]) / (WIDE + ACROSS))
+    return 10.0 + 4.0 * columns if columns > 1 and abs(a[1] - b[1]) < HIGH else 0.0
 
 
 def _kind(bond: Bond) -> str:
