@@ -91,13 +91,14 @@ def measure(world: World, judge: str | None = None, questions: int = 20) -> dict
 
 
 def calibration(given: Path | None, store: Any, base: str) -> Path:
-    """The folder of the calibration: the one given, else the newest of a base. Raises BadSpec when there is none."""
+    """The folder of the calibration: the one given, else one of the base. Raises BadSpec when there is none."""
     if given is not None:
         return given
-    for folder in exemplars.folders(store):
-        about = json.loads((folder / "null.json").read_text("utf-8"))
-        if about["named"] == base and about["students"]:  # those of rows only are named with --calibration
-            return folder
+    shipped = set(exemplars.folders(None))
+    named = {f: about for f in exemplars.folders(store)
+             if (about := json.loads((f / "null.json").read_text("utf-8")))["named"] == base}
+    if named:  # the store's newest; else, of those that ship, one that knows students
+        return min(named, key=lambda f: f in shipped and 1 + (not named[f]["students"]))
     raise BadSpec(f"There is no calibration of {base}. Make one with `undersong calibrate`, or name one with --calibration.")
 
 
