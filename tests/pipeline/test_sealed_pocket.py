@@ -14,7 +14,7 @@ from undersong.provenance.cyclonedx import complaint
 from undersong.spec import build
 from undersong.store import Store
 
-pytest.importorskip("model_signing")
+pytest.importorskip("model_signing", reason="the provenance extra is not installed")
 
 
 def run(capsys: Any, *args: str | Path) -> tuple[int, str]:

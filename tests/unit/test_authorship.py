@@ -252,7 +252,7 @@ def test_a_source_whose_rows_never_pass_the_filters_would_be_told(lab: Lab, memo
 
 @pytest.mark.slow
 def test_a_model_that_only_writes_is_judged_by_its_text(lab: Lab, memo: dict, tmp_path: Path, monkeypatch) -> None:
-    pytest.importorskip("inspect_ai")
+    pytest.importorskip("inspect_ai", reason="the eval extra is not installed")
     monkeypatch.setenv("UNDERSONG_ANSWERS", str(tmp_path / "answers"))
     file = saved(tmp_path / "wide.jsonl", written(lab, "pocket/wide"))
     found = asked(lab, memo, file, "inspect/undersong/pocket/b", "pocket/wide")

@@ -24,7 +24,7 @@ from undersong.seals import keys
 from undersong.seals.verification import NO_KEY, Verifier
 from undersong.store import Store
 
-pytest.importorskip("model_signing")
+pytest.importorskip("model_signing", reason="the provenance extra is not installed")
 KINDS = ("teacher", "raw", "rows", "student", "adapter", "measured", "finding", "calibration", "cases", "kinship",
          "explanation", "experiment")
 
