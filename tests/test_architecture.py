@@ -38,7 +38,7 @@ PLUGINS = (
 LAYERS = (  # bottom first; a module imports only from layers below its own
     ("errors",),
     ("types",),
-    ("registry", "environment"),
+    ("registry", "environment", "evidence"),
     ("spec", "stats", "traits", "files", "digits", "row_forms"),
     ("artefact", "perceptrons", "theorem", "experiment_file", "row_files"),
     (*PLUGINS, "store", "pocket", "simulated"),
@@ -60,7 +60,7 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     ("cli",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-PLUGIN_MAY = {"errors", "types", "registry", "spec", "stats", "traits", "pocket", "bases"}
+PLUGIN_MAY = {"errors", "evidence", "types", "registry", "spec", "stats", "traits", "pocket", "bases"}
 HEAVY = {
     "lm_eval",
     "tinker",

@@ -22,12 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 
 from undersong.backends import Backend, Model
-from undersong.errors import BadSpec, UnknownName, nearest
+from undersong.evidence import Granted
 from undersong.spec import describe, fingerprint
 from undersong.traits import Trait
 from undersong.types import Finding, ModelRef, Row
@@ -66,66 +66,46 @@ class Exemplars:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(Granted):
     """What an auditor holds. Reading anything that was not granted raises BadSpec."""
 
-    granted: Mapping[str, Any] = field(default_factory=dict)
-    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
-    """Pure results that detectors keep for the next call on the same models: it saves time and changes nothing."""
-
-    def __post_init__(self) -> None:
-        """Raises UnknownName for a token that is none of `ACCESS`."""
-        for token in self.granted:
-            if token not in ACCESS:
-                raise UnknownName(f"There is no kind of evidence called {token!r}. {nearest(token, ACCESS)}")
-
-    def only(self, needs: Iterable[str]) -> Evidence:
-        """A view of what a detector declares it needs. Raises BadSpec when some of it is missing."""
-        return Evidence({token: self._read(token) for token in sorted(needs)}, self.memo)
-
-    def _read(self, token: str) -> Any:
-        if token not in self.granted:
-            held = ", ".join(sorted(self.granted)) or "nothing"
-            raise BadSpec(
-                f"This audit needs {token!r} and was granted {held}. Supply it, name it in the detector's `needs`, "
-                "or choose a detector that works without it."
-            )
-        return self.granted[token]
+    ACCESS: ClassVar[tuple[str, ...]] = ACCESS
+    KIND: ClassVar[str] = "detector"
 
     @property
     def rows(self) -> Runs:
         """The suspected rows, one tuple per source or training run."""
-        return cast(Runs, self._read("rows"))
+        return cast(Runs, self.read("rows"))
 
     @property
     def reference(self) -> Runs:
         """Clean rows, one tuple per source or training run."""
-        return cast(Runs, self._read("reference"))
+        return cast(Runs, self.read("reference"))
 
     @property
     def base(self) -> Model:
         """The model the student will start from."""
-        return cast(Model, self._read("base"))
+        return cast(Model, self.read("base"))
 
     @property
     def traits(self) -> tuple[Trait, ...]:
         """The suspected traits."""
-        return cast(tuple[Trait, ...], self._read("traits"))
+        return cast(tuple[Trait, ...], self.read("traits"))
 
     @property
     def student(self) -> Model:
         """The trained model."""
-        return cast(Model, self._read("student"))
+        return cast(Model, self.read("student"))
 
     @property
     def teacher(self) -> Model:
         """The suspected teacher."""
-        return cast(Model, self._read("teacher"))
+        return cast(Model, self.read("teacher"))
 
     @property
     def exemplars(self) -> Exemplars:
         """Known cases of each trait and placebos."""
-        return cast(Exemplars, self._read("exemplars"))
+        return cast(Exemplars, self.read("exemplars"))
 
 
 class Detector(Protocol):

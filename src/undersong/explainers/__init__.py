@@ -20,17 +20,16 @@ else. An explainer that finds nothing says so in its sentence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import ClassVar, Protocol, cast
 
 from undersong.backends import Backend, Model
-from undersong.errors import BadSpec, UnknownName, nearest
+from undersong.evidence import Granted
 from undersong.traits import Trait
 from undersong.types import Chat, Explanation, ModelRef, Row
 
 ACCESS = ("base", "model", "prompts", "questions", "placebos", "teacher", "rivals", "rows", "trait")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,85 +47,56 @@ class Several:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(Granted):
     """What there is to explain with. Reading anything that was not granted raises BadSpec."""
 
-    granted: Mapping[str, Any] = field(default_factory=dict)
-    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
-    """Pure results that explainers of the same evidence share: it saves time and changes nothing."""
-
-    def __post_init__(self) -> None:
-        """Raises UnknownName for a token that is none of `ACCESS`."""
-        for token in self.granted:
-            if token not in ACCESS:
-                raise UnknownName(f"There is no kind of evidence called {token!r}. {nearest(token, ACCESS)}")
-
-    def only(self, needs: Iterable[str], may_use: Iterable[str] = ()) -> Evidence:
-        """A view of what an explainer declares. Raises BadSpec when something that it needs is missing."""
-        there = [token for token in may_use if token in self.granted]
-        return Evidence({token: self._read(token) for token in sorted({*needs, *there})}, self.memo)
-
-    def has(self, token: str) -> bool:
-        """Whether something was granted that an explainer may use and does not need."""
-        return token in self.granted
-
-    def remembered(self, *key: Hashable, make: Callable[[], T]) -> T:
-        """A pure result of this evidence, made once. `key` names it."""
-        if key not in self.memo:
-            self.memo[key] = make()
-        return cast(T, self.memo[key])
-
-    def _read(self, token: str) -> Any:
-        if token not in self.granted:
-            held = ", ".join(sorted(self.granted)) or "nothing"
-            raise BadSpec(f"This explainer needs {token!r} and was granted {held}. Supply it, name it in the explainer's "
-                          "`needs`, or choose an explainer that works without it.")
-        return self.granted[token]
+    ACCESS: ClassVar[tuple[str, ...]] = ACCESS
+    KIND: ClassVar[str] = "explainer"
 
     @property
     def base(self) -> Model:
         """The model the student started from."""
-        return cast(Model, self._read("base"))
+        return cast(Model, self.read("base"))
 
     @property
     def model(self) -> Model:
         """The model that is explained."""
-        return cast(Model, self._read("model"))
+        return cast(Model, self.read("model"))
 
     @property
     def prompts(self) -> tuple[Chat, ...]:
         """Ordinary chats at which activations are read."""
-        return cast(tuple[Chat, ...], self._read("prompts"))
+        return cast(tuple[Chat, ...], self.read("prompts"))
 
     @property
     def questions(self) -> tuple[Chat, ...]:
         """A few chats whose answers are shown."""
-        return cast(tuple[Chat, ...], self._read("questions"))
+        return cast(tuple[Chat, ...], self.read("questions"))
 
     @property
     def placebos(self) -> Several:
         """Students of the base without a trait."""
-        return cast(Several, self._read("placebos"))
+        return cast(Several, self.read("placebos"))
 
     @property
     def teacher(self) -> Model:
         """The model that wrote the rows."""
-        return cast(Model, self._read("teacher"))
+        return cast(Model, self.read("teacher"))
 
     @property
     def rivals(self) -> Several:
         """Teachers of other traits."""
-        return cast(Several, self._read("rivals"))
+        return cast(Several, self.read("rivals"))
 
     @property
     def rows(self) -> tuple[Collection[Row], ...]:
         """The rows the student learned from, one collection per run."""
-        return cast(tuple[Collection[Row], ...], self._read("rows"))
+        return cast(tuple[Collection[Row], ...], self.read("rows"))
 
     @property
     def trait(self) -> Trait:
         """The trait that is known to be there."""
-        return cast(Trait, self._read("trait"))
+        return cast(Trait, self.read("trait"))
 
 
 class Explainer(Protocol):
