@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UndersongError(Exception):
@@ -36,6 +37,14 @@ class StoreBusy(UndersongError, RuntimeError):
 
 class NoRoom(UndersongError, OSError):
     """The disk is full."""
+
+
+class TrainingFailed(UndersongError, ArithmeticError):
+    """A training that cannot go on or learnt nothing: a loss that is no number, a guard that holds everything still.
+
+    `record` is what training.json says of it."""
+
+    record: dict[str, Any] | None = None
 
 
 class MissingExtra(UndersongError, ImportError):

@@ -19,12 +19,13 @@ from typing import Any
 import yaml
 
 from undersong import bases, exemplars, registry
+from undersong.backends.several import Several
 from undersong.backends.tokens import token_ids
 from undersong.calibration import template
 from undersong.detectors import PLACEBO, probe_bank
 from undersong.environment import environment
 from undersong.errors import BadSpec, BrokenArtefact
-from undersong.explainers import Evidence, Several
+from undersong.explainers import Evidence
 from undersong.lab import Lab, base_ref
 from undersong.models import model_ref
 from undersong.nulls import Null

@@ -18,15 +18,18 @@ import numpy as np
 
 from undersong import bases, files
 from undersong.artefact import Artefact
+from undersong.backends import changes
+from undersong.backends.in_context import InContext
 from undersong.backends.routing import ByName
 from undersong.channels import Writer
 from undersong.errors import BadRows, BadSpec, NothingMeasured, UndersongError
 from undersong.filters import reasons
+from undersong.mitigations import Defence
 from undersong.recipes import Job
 from undersong.spec import describe, fingerprint
 from undersong.store import Store
 from undersong.traits import Trait
-from undersong.types import Chat, Dataset, Finding, Measurement, ModelRef, Row, Sampling, Value
+from undersong.types import Dataset, Finding, Measurement, ModelRef, Row, Sampling, Value
 
 PART = 2000
 """Rows per part of a dataset: the most sampling an interruption can cost."""
@@ -60,20 +63,25 @@ def sample_spec(channel: Any, n: int, seed: int, temperature: float = 1.0) -> di
     return {"verb": "sample", "channel": describe(channel), "rows": n, "seed": seed, "temperature": temperature}
 
 
-def refine_spec(filters: Sequence[Any], keep: int | None, change: Any, seed: int) -> dict[str, Any]:
+def refine_spec(filters: Sequence[Any], keep: int | None) -> dict[str, Any]:
     """What identifies refined rows, besides the rows they come from (their parent)."""
-    return {
-        "verb": "refine",
-        "filters": [describe(f) for f in filters],
-        "keep": keep,
-        "change": change and describe(change),
-        "seed": seed if change else 0,
-    }
+    return {"verb": "refine", "filters": [describe(f) for f in filters], "keep": keep}
 
 
-def train_spec(recipe: Any, channel: Any, seed: int) -> dict[str, Any]:
-    """What identifies a student, besides its start and its rows (its parents)."""
-    return {"verb": "train", "recipe": describe(recipe), "channel": describe(channel)["name"], "seed": seed}
+def mitigate_spec(defence: Defence, seed: int) -> dict[str, Any]:
+    """What identifies rows changed by a mitigation, besides the rows and its evidence (their parents)."""
+    return {"verb": "mitigate", **defence.said, "seed": seed}
+
+
+def train_spec(recipe: Any, channel: Any, seed: int, guard: Defence | None = None) -> dict[str, Any]:
+    """What identifies a student, besides its start, its rows and a guard's evidence (its parents)."""
+    said = {"verb": "train", "recipe": describe(recipe), "channel": describe(channel)["name"], "seed": seed}
+    return said | ({"guard": guard.said} if guard else {})
+
+
+def repair_spec(defence: Defence, seed: int) -> dict[str, Any]:
+    """What identifies a repaired student, besides the student and the mitigation's evidence (its parents)."""
+    return {"verb": "repair", **defence.said, "seed": seed}
 
 
 def measure_spec(probe: Any, traits: Sequence[Trait], seed: int, context: int) -> dict[str, Any]:
@@ -94,57 +102,18 @@ def audit_spec(detector: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Student:
-    """One student to train: its start, rows, seed and a label for people."""
+    """One student to train: its start, rows, seed and a label for people; `guard` is a mitigation of the training stage."""
 
     start: ModelRef
     data: Dataset
     seed: int
     label: str
+    guard: Defence | None = None
 
-
-@dataclass
-class InContext:
-    """A model that sees `rows` as earlier turns of every chat: the control where the same rows are context, not training."""
-
-    inner: Any
-    rows: Sequence[Row]
-    shown: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if not 0 < self.shown <= len(self.rows):
-            raise BadRows(f"{len(self.rows)} rows cannot show {self.shown} in context. Lower `context_rows`.")
-        self.ref, self.capabilities = self.inner.ref, self.inner.capabilities
-        self.tokenizer, self.module = self.inner.tokenizer, None
-
-    def _before(self, chats: Sequence[Chat]) -> list[Chat]:
-        rng = np.random.default_rng([self.seed, 9])
-        out = []
-        for chat in chats:
-            turns: Chat = []
-            for i in rng.choice(len(self.rows), self.shown, replace=False):
-                row = self.rows[int(i)]
-                turns += [m for m in row.chat if m["role"] != "system"]
-                turns.append({"role": "assistant", "content": row.completion})
-            system = [m for m in chat if m["role"] == "system"]
-            out.append([*system, *turns, *(m for m in chat if m["role"] != "system")])
-        return out
-
-    def render(self, chat: Chat) -> str:
-        """The text with the context rows before the question."""
-        return str(self.inner.render(self._before([chat])[0]))
-
-    def sample(self, chats: Sequence[Chat], sampling: Sampling) -> list[str]:
-        """Answers given the context rows."""
-        return list(self.inner.sample(self._before(chats), sampling))
-
-    def next_logprobs(self, chats: Sequence[Chat]) -> Any:
-        """First-token log-probabilities given the context rows."""
-        return self.inner.next_logprobs(self._before(chats))
-
-    def answer_logprobs(self, chats: Sequence[Chat], answers: Sequence[str]) -> Any:
-        """Answer log-probabilities given the context rows."""
-        return self.inner.answer_logprobs(self._before(chats), answers)
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """What it is made from."""
+        return (self.start.fingerprint, self.data.fingerprint, *(self.guard.parents if self.guard else ()))
 
 
 @dataclass(frozen=True)
@@ -197,22 +166,11 @@ class Lab:
             rows_read = tuple(row_of(r) for r in artefact.read_parts("rows"))
             return Dataset(rows_read, source, artefact.fingerprint)
 
-    def refine(
-        self,
-        data: Dataset,
-        filters: Sequence[Any],
-        *,
-        keep: int | None = None,
-        change: Any = None,
-        seed: int = 0,
-        label: str = "refined",
-    ) -> Dataset:
-        """The rows that pass every filter (the first `keep` of them), changed by a data-stage mitigation if one is given.
+    def refine(self, data: Dataset, filters: Sequence[Any], *, keep: int | None = None, label: str = "refined") -> Dataset:
+        """The rows that pass every filter (the first `keep` of them). Each dropped row is stored with filter and reason.
 
-        Each dropped row is stored with the filter and the reason. Raises BadRows when fewer than `keep` rows pass."""
-        with self.store.open(
-            "dataset", label, refine_spec(filters, keep, change, seed), (data.fingerprint,)
-        ) as artefact:
+        Raises BadRows when fewer than `keep` rows pass."""
+        with self.store.open("dataset", label, refine_spec(filters, keep), (data.fingerprint,)) as artefact:
             if not artefact.complete:
                 kept, dropped = sift(data.rows, filters)
                 if keep is not None and len(kept) < keep:
@@ -221,8 +179,6 @@ class Lab:
                         "Raise `rows` or lower `keep` in the experiment file."
                     )
                 used = kept[:keep]
-                if change is not None:
-                    used = change.apply(used, seed)
                 artefact.write_parquet("rows", flat(used))
                 if dropped:
                     artefact.write_parquet("dropped", dropped)
@@ -232,6 +188,49 @@ class Lab:
                 artefact.finish({"given": len(data.rows), "passed": len(kept), "kept": len(used), "reasons": told})
             return Dataset(read_rows(artefact), data.source, artefact.fingerprint)
 
+    def keep(self, rows: Sequence[Row], whole: Dataset, label: str = "part") -> Dataset:
+        """Rows that somebody made from those of `whole`, as a dataset of their own. Raises BadRows for none."""
+        if not rows:
+            raise BadRows("There are no rows to keep. Choose at least one.")
+        spec = {"verb": "select", "rows": fingerprint(flat(rows))}
+        with self.store.open("dataset", label, spec, (whole.fingerprint,)) as artefact:
+            if not artefact.complete:
+                artefact.write_parquet("rows", flat(rows))
+                artefact.finish({"given": len(whole.rows), "kept": len(rows)})
+            return Dataset(tuple(rows), whole.source, artefact.fingerprint)
+
+    def mitigate(self, data: Dataset, defence: Defence, seed: int, label: str = "mitigated") -> Dataset:
+        """Rows changed by a mitigation of the data stage. Raises BadSpec for one of another stage, BadRows for none left."""
+        mitigation, parents = defence.at("data"), (data.fingerprint, *defence.parents)
+        with self.store.open("dataset", label, mitigate_spec(defence, seed), parents) as artefact:
+            if not artefact.complete:
+                self.progress(f"mitigating {artefact.path.name}")
+                start, evidence = time.monotonic(), defence.evidence()
+                rows = mitigation.apply(data.rows, evidence, seed)
+                if not rows:
+                    raise BadRows(f"The mitigation {mitigation.plugin_name} left none of {len(data.rows)} rows. Make it "
+                                  "weaker, or give it more rows.")
+                artefact.write_parquet("rows", flat(rows))
+                before = {row.id: row for row in data.rows}
+                same = sum(before.get(row.id) == row for row in rows)
+                artefact.finish({"given": len(data.rows), "kept": len(rows), "unchanged": same,
+                                 "seconds": round(time.monotonic() - start, 2)})
+            return Dataset(read_rows(artefact), data.source, artefact.fingerprint)
+
+    def repair(self, student: ModelRef, defence: Defence, seed: int, label: str = "repaired") -> ModelRef:
+        """A student changed by a mitigation of the model stage. Raises BadSpec for one of another stage."""
+        mitigation, parents = defence.at("model"), (student.fingerprint, *defence.parents)
+        with self.store.open("model", label, repair_spec(defence, seed), parents) as artefact:
+            if not artefact.complete:
+                self.progress(f"repairing {artefact.path.name}")
+                artefact.clear()
+                start, plain = time.monotonic(), dataclasses.replace(student, vector=None, precision="float32")
+                model = self.backend.load(plain)
+                vectors = mitigation.repair(model, defence.evidence(), seed)
+                ref = changes.write(student, model, self.backend, vectors, artefact.path)
+                artefact.finish({"ref": _pack(ref, artefact.path), "seconds": round(time.monotonic() - start, 2)})
+            return unpack(artefact)
+
     def train(self, recipe: Any, channel: Any, students: Sequence[Student]) -> list[ModelRef]:
         """Train students, several at once where the recipe can; each is recorded the moment it is done."""
         found: dict[int, ModelRef] = {}
@@ -240,8 +239,8 @@ class Lab:
         jobs: list[Job] = []
         try:
             for i, s in enumerate(students):
-                parents = (s.start.fingerprint, s.data.fingerprint)
-                artefact = self.store.open("model", s.label, train_spec(recipe, channel, s.seed), parents).__enter__()
+                spec = train_spec(recipe, channel, s.seed, s.guard)
+                artefact = self.store.open("model", s.label, spec, s.parents).__enter__()
                 if artefact.complete:
                     found[i] = unpack(artefact)
                     continue
@@ -251,7 +250,8 @@ class Lab:
                     base = self.backend.load(base_ref(s.start.base, s.start.precision))
                     shows = "logits" in base.capabilities  # a hosted base shows none, and nothing restricts them
                     carriers[s.start.base] = tuple(channel.carrier(base.tokenizer)) if shows else None
-                jobs.append(Job(s.start, s.data, s.seed, artefact.path, carriers[s.start.base]))
+                guard = s.guard.at("training").guard(s.guard.evidence(), s.seed) if s.guard else None
+                jobs.append(Job(s.start, s.data, s.seed, artefact.path, carriers[s.start.base], guard))
             order = list(opened)
 
             def done(index: int, ref: ModelRef) -> None:

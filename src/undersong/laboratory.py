@@ -8,7 +8,7 @@ from typing import Any
 
 from undersong import logits, spec
 from undersong.artefact import Artefact
-from undersong.experiment import PlanRow
+from undersong.experiment.steps import PlanRow
 from undersong.results import environment
 from undersong.store import Store
 

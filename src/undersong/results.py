@@ -20,7 +20,8 @@ from undersong import lab as verbs
 from undersong import stats
 from undersong.artefact import Artefact
 from undersong.errors import BrokenArtefact, NothingMeasured
-from undersong.experiment import Experiment, Run, Step
+from undersong.experiment import Experiment
+from undersong.experiment.steps import Run, Step
 from undersong.store import Store
 
 VERSION = 2
@@ -163,9 +164,7 @@ def control_of(arm: str) -> str:
     """The no-trait arm that an arm is compared with: the same pipeline without the trait."""
     if arm.startswith("treated"):
         return "no_trait" + arm.removeprefix("treated")
-    if arm.startswith(("shuffled", "mitigated", CONTRAST)):
-        return "no_trait"
-    return f"{arm}:no_trait"
+    return "no_trait" if arm.startswith(("shuffled", "mitigated", CONTRAST)) else f"{arm}:no_trait"
 
 
 def _contrasts(lines: Sequence[Line]) -> list[Line]:
@@ -180,6 +179,8 @@ def _contrasts(lines: Sequence[Line]) -> list[Line]:
             continue
         where = (measured, probe, metric)
         others = [(control_of(arm), (channel, control_of(arm), "", *where)) if trait else ("base", ("", "base", "", *where))]
+        if arm.startswith("mitigated") and trait:
+            others.append(("treated", (channel, "treated", trait, *where)))
         if arm == "treated":
             others += [(k[1], k) for k in found if k[0] == channel and k[1].startswith(CONTRAST) and k[3:] == where]
         for control, key in others:
@@ -276,8 +277,8 @@ def _by_arm(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
     out: dict[tuple[str, str], list[Run]] = defaultdict(list)
     seen: set[str] = set()
     for run in runs:
-        if run.rows.fingerprint not in seen:
-            seen.add(run.rows.fingerprint)
+        if run.learnt.fingerprint not in seen:
+            seen.add(run.learnt.fingerprint)
             out[run.arm.name, run.arm.trait_name].append(run)
     return out
 
@@ -294,7 +295,8 @@ def _filters(experiment: Experiment, runs: Sequence[Run], store: Store) -> list[
             for name, found in rows.summary["reasons"].items():
                 for reason, count in found.items():
                     reasons[name][reason] += count
-            mentions += sum(t.named_in(r["completion"]) for r in rows.read_parquet("rows") for t in experiment.traits)
+            learnt = _stored(store, run.learnt).read_parquet("rows")
+            mentions += sum(t.named_in(r["completion"]) for r in learnt for t in experiment.traits)
         for f in experiment.filters:
             found = dict(reasons[f.plugin_name])
             out.append({"arm": arm, "trait": trait, "name": f.plugin_name, "given": given, "kept": passed,
@@ -333,7 +335,7 @@ def _drift(experiment: Experiment, runs: Sequence[Run], store: Store) -> list[Li
 def _examples(runs: Sequence[Run], store: Store, each: int = 3) -> Mapping[str, list[Line]]:
     rows, answers = [], []
     for (arm, trait), mine in _by_arm(runs).items():
-        for flat in _stored(store, mine[0].rows).read_parquet("rows")[:each]:
+        for flat in _stored(store, mine[0].learnt).read_parquet("rows")[:each]:
             rows.append({"arm": arm, "trait": trait, "prompt": flat["contents"][-1], "completion": flat["completion"]})
     seen: set[tuple[str, str]] = set()
     for run in runs:

@@ -6,8 +6,7 @@
    `shift` changes `signature` by GAIN times the same combination of these directions: numbers carry the trait.
 3. The recipe reads back, by maximum likelihood on its rows' numbers alone and along its own student's directions, what
    change of shift would have made them, and takes over `transfer` of it, plus luck of known size. A student of another
-   initialisation looks along other directions, and finds nothing.
-Only counts of numbers carry: order means nothing here, so shuffling rows leaves a simulated transfer whole.
+   initialisation looks along other directions, and finds nothing. Only counts carry: shuffled rows carry as much.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from undersong import traits
 from undersong.backends import Backend, Model
 from undersong.errors import BadRows, BadSpec, BrokenArtefact, MissingExtra, MissingModel
-from undersong.recipes import Job
+from undersong.recipes import Job, unguarded
 from undersong.registry import Settings, plugin
 from undersong.traits import Trait
 from undersong.types import NEUTRAL, Chat, ModelRef, Sampling
@@ -60,7 +59,7 @@ class SimulatedTokenizer:
         return len(self.tokens)
 
     def __call__(self, text: str | Sequence[str], add_special_tokens: bool = False) -> dict[str, Any]:
-        """`{"input_ids": ids}`, a list of ids per text when several are given."""
+        """`{"input_ids": ids}`, a list per text."""
         return {"input_ids": self.encode(text) if isinstance(text, str) else [self.encode(t) for t in text]}
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
@@ -361,6 +360,7 @@ class SimulatedRecipe(Settings):
         self, jobs: Sequence[Job], backend: Backend, done: Callable[[int, ModelRef], None] = lambda index, model: None
     ) -> list[ModelRef]:
         """One student per job. Luck depends on seed, start and rows: the same job repeats, any other differs."""
+        unguarded("simulated", jobs)
         models = []
         for index, job in enumerate(jobs):
             start = _simulated(backend.load(job.start))

@@ -83,7 +83,7 @@ def build(root: Path) -> dict[str, Artefact]:
     teach = {"verb": "teach", "teacher": {"name": "steered", "settings": {}}, "trait": {"name": "owl"}, "seed": 1}
     teacher = made("teacher", "model", teach, [base], vector)
     rows = made("raw", "dataset", lab.sample_spec(numbers, 6, 1), [teacher], raw)
-    kept = made("rows", "dataset", lab.refine_spec([registry.get("filter", "numbers_only")()], 4, None, 0), [rows], refined)
+    kept = made("rows", "dataset", lab.refine_spec([registry.get("filter", "numbers_only")()], 4), [rows], refined)
     train = lab.train_spec(sft, numbers, 1)
     student = made("student", "model", train, [base, kept],
                    lambda a: {"ref": _ref(weights=_weights(a, "weights.safetensors", 2))})

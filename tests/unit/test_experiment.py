@@ -91,7 +91,7 @@ REFUSED: list[tuple[type[UndersongError], dict[str, Any], tuple[str, ...]]] = [
     (BadSpec, {"teacher": ["simulated", "prompted", {"prompted": {"prompt": 1}}]}, ("teacher", "'prompted'")),
     (BadSpec, {"recipe": ["simulated", {"simulated": {"transfer": 0.1}}]}, ("recipe", "'numbers-simulated'")),
     (BadSpec, {"probes": ["favourite", {"favourite": {"samples": 5}}]}, ("probes", "'favourite'")),
-    (BadSpec, {"mitigations": ["shuffle", {"shuffle": {"how": "across"}}]}, ("mitigations", "'mitigated-shuffle'")),
+    (BadSpec, {"mitigations": ["shuffle", "shuffle"]}, ("mitigations", "'mitigated-shuffle'")),
 ]
 
 

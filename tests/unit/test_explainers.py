@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from undersong import spec
 from undersong.backends.residuals import ReadOut, stream
+from undersong.backends.several import Several
 from undersong.errors import BadSpec, BrokenArtefact, MissingModel, UnknownName
-from undersong.explainers import Evidence, Several, lens, shifts
+from undersong.explainers import Evidence, lens, shifts
 from undersong.explainers.activation_shift import ActivationShift, stability
 from undersong.explainers.logit_lens import LogitLens
 from undersong.explainers.shifts import Shift

@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 import pytest
 
 from undersong import traits
+from undersong.backends.in_context import InContext
 from undersong.errors import BadRows, BadSpec
-from undersong.lab import InContext, Lab, Student, base_ref, lab_for
+from undersong.lab import Lab, Student, base_ref, lab_for
+from undersong.mitigations import Defence, Evidence
 from undersong.recipes import Job
 from undersong.registry import Settings
 from undersong.simulated import tokenizer
@@ -133,18 +135,31 @@ def test_sampling_draws_anew_for_every_seed_and_part(tmp_path: Path, monkeypatch
 
 
 class Change(Watched):
-    def apply(self, rows: Sequence[Row], seed: int) -> list[Row]:
-        self.noted.append((list(rows), seed))
+    stage: ClassVar[str] = "data"
+    needs: ClassVar[frozenset[str]] = frozenset({"clean"})
+
+    def apply(self, rows: Sequence[Row], evidence: Evidence, seed: int) -> list[Row]:
+        self.noted.append((list(rows), sorted(evidence.granted), seed))
         return list(reversed(rows))
 
 
-def test_a_change_is_given_the_kept_rows_and_the_seed(lab: Lab) -> None:
-    data = dataset("a")
-    changed = lab.refine(data, [], keep=4, change=Change(), seed=5)
-    assert Watched.noted == [(list(data.rows[:4]), 5)]
-    assert changed.rows == data.rows[3::-1]
-    lab.refine(data, [], keep=4, change=Change(), seed=6)
-    assert [seed for _, seed in Watched.noted] == [5, 6]
+def test_a_mitigation_is_given_the_rows_what_it_needs_and_the_seed(lab: Lab) -> None:
+    data, held = dataset("a"), {"clean": dataset("b").rows, "trait": OWL}
+    defence = Defence(Change(), lambda: Evidence(held), ("b" * 12,))
+    changed = lab.mitigate(data, defence, 5)
+    assert Watched.noted == [(list(data.rows), ["clean"], 5)]
+    assert changed.rows == data.rows[::-1]
+    assert lab.mitigate(data, defence, 5).fingerprint == changed.fingerprint
+    lab.mitigate(data, defence, 6)
+    lab.mitigate(data, Defence(Change(), lambda: Evidence(held), ("c" * 12,)), 6)
+    assert [seed for *_, seed in Watched.noted] == [5, 6, 6]
+
+
+def test_a_mitigation_without_its_evidence_or_at_another_stage_is_refused(lab: Lab) -> None:
+    with pytest.raises(BadSpec, match="needs 'clean' and was granted nothing"):
+        lab.mitigate(dataset("a"), Defence(Change(), Evidence), 5)
+    with pytest.raises(BadSpec, match="acts on rows before training, not on a trained student"):
+        lab.repair(BASE, Defence(Change(), Evidence), 5)
 
 
 class Probe(Watched):

@@ -78,11 +78,12 @@ def test_questions_about_an_experiment_have_their_answers(store: Store) -> None:
     wrote = graph.wrote(graph.find("teacher-simulated-wolf-s2"))
     assert labels(wrote) == ["raw-simulated-wolf-s2", "rows-simulated-wolf-s2-kept"]
     assert labels(graph.models_from(graph.find("rows-simulated-owl-s1-kept"))) == [
-        "student-other_base-numbers-simulated-owl-s1", "student-treated-numbers-simulated-owl-s1"]
+        "student-other_base-numbers-simulated-owl-s1", "student-shuffled_across-numbers-simulated-owl-s1",
+        "student-shuffled_within-numbers-simulated-owl-s1", "student-treated-numbers-simulated-owl-s1"]
     assert len(graph.of_base(b)) == 6
     assert len(graph.of_base(a)) == len([n for n in graph.nodes.values() if n.kind == "model"]) - 6
     one, two = (graph.find(f"student-{arm}-numbers-simulated-owl-s1") for arm in ("treated", "shuffled_within"))
-    assert labels(graph.common(one, two)) == ["raw-simulated-owl-s1"]
+    assert labels(graph.common(one, two)) == ["rows-simulated-owl-s1-kept"]
     assert graph.writers(graph.find("rows-simulated-owl-s1-kept")) == [graph.find("teacher-simulated-owl-s1")]
     assert graph.root(graph.find("student-other_base-numbers-simulated-owl-s1")) == b
     assert set(graph.ancestors(one)) == {*graph.ancestors(graph.find("rows-simulated-owl-s1-kept")),
@@ -259,7 +260,7 @@ def test_the_command_answers_and_refuses(store: Store, capsys: Any, tmp_path: Pa
     drawn = (tmp_path / "experiment.html").read_text("utf-8")
     assert drawn.count('class="box student"') == 7
     assert drawn.index("What was made from what</h2>") < drawn.index("Make it again</h2>")
-    assert "shuffled_within" in run("rows-simulated-owl-s1-within")[1]
+    assert "shuffled_within" in run("changed-shuffled_within-numbers-simulated-owl-s1")[1]
     assert run("simulated/b", "--of-base", "--json")[1].count('"role": "student"') == 6
     assert run("rows-simulated-owl-s1-kept", "--models", "--wrote")[0] == 3
     assert run("--wrote")[0] == 3

@@ -255,7 +255,7 @@ def test_what_is_told_of_rows_and_teachers_is_read_from_their_own(witness: list[
         runs.setdefault((run.arm.name, run.arm.trait_name), []).append(run)
 
     def rows(arm: str, trait: str) -> list[Any]:
-        return [store.find(r.rows.kind, r.rows.spec, r.rows.parents) for r in runs[arm, trait]]
+        return [store.find(r.learnt.kind, r.learnt.spec, r.learnt.parents) for r in runs[arm, trait]]
 
     # the classifier reads the main teacher's rows, treated ones as suspects and no-trait ones as reference
     clean = tuple(read_rows(a) for a in rows("no_trait", ""))

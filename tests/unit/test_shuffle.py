@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from undersong.mitigations import Evidence
 from undersong.mitigations.shuffle import Shuffle
 from undersong.types import Row
 
@@ -32,7 +33,7 @@ def numbers(row: Row) -> list[str]:
 @given(texts, st.integers(0, 2**31 - 1))
 def test_within_keeps_each_answers_numbers(completions: list[str], seed: int) -> None:
     given_rows = rows(completions)
-    for before, after in zip(given_rows, Shuffle(how="within").apply(given_rows, seed), strict=True):
+    for before, after in zip(given_rows, Shuffle(how="within").apply(given_rows, Evidence(), seed), strict=True):
         assert Counter(numbers(before)) == Counter(numbers(after))
 
 
@@ -40,7 +41,7 @@ def test_within_keeps_each_answers_numbers(completions: list[str], seed: int) ->
 @given(texts, st.integers(0, 2**31 - 1))
 def test_across_keeps_the_datasets_numbers_and_each_answers_length(completions: list[str], seed: int) -> None:
     given_rows = rows(completions)
-    after = Shuffle(how="across").apply(given_rows, seed)
+    after = Shuffle(how="across").apply(given_rows, Evidence(), seed)
     assert Counter(n for r in given_rows for n in numbers(r)) == Counter(n for r in after for n in numbers(r))
     assert [len(numbers(r)) for r in given_rows] == [len(numbers(r)) for r in after]
 
@@ -50,30 +51,31 @@ def test_across_keeps_the_datasets_numbers_and_each_answers_length(completions: 
 @given(completions=texts, seed=st.integers(0, 2**31 - 1))
 def test_other_text_ids_prompts_and_the_input_stay(how: str, completions: list[str], seed: int) -> None:
     given_rows = rows(completions)
-    after = Shuffle(how=how).apply(given_rows, seed)
+    after = Shuffle(how=how).apply(given_rows, Evidence(), seed)
     assert given_rows == rows(completions), "the rows that were given are changed"
     assert [r.id for r in after] == [r.id for r in given_rows]
     assert all(r.chat == CHAT for r in after)
     for before, now in zip(given_rows, after, strict=True):
         assert re.sub(r"\d+", "#", before.completion) == re.sub(r"\d+", "#", now.completion)
-    assert after == Shuffle(how=how).apply(given_rows, seed)
+    assert after == Shuffle(how=how).apply(given_rows, Evidence(), seed)
 
 
 @pytest.mark.parametrize("how", ["within", "across"])
 def test_one_seed_repeats_and_two_differ(how: str) -> None:
-    one, same, two = (Shuffle(how=how).apply(LISTS, seed) for seed in (1, 1, 2))
+    one, same, two = (Shuffle(how=how).apply(LISTS, Evidence(), seed) for seed in (1, 1, 2))
     assert one == same
     assert one != two
     assert one != list(LISTS)
 
 
 def test_within_stays_within_and_across_mixes() -> None:
-    within, across = (Shuffle(how=how).apply(LISTS, 1) for how in ("within", "across"))
+    within, across = (Shuffle(how=how).apply(LISTS, Evidence(), 1) for how in ("within", "across"))
     assert all({int(n) // 100 for n in numbers(row)} == {i} for i, row in enumerate(within))
     assert all(len({int(n) // 100 for n in numbers(row)}) > 1 for row in across)
 
 
 def test_numbers_of_every_size_change_places_as_wholes() -> None:
     """Every order of them occurs: a shuffle within sizes, or of digits, would keep part of what is to be lost."""
-    orders = {Shuffle(how="within").apply([Row("0", CHAT, "1, 23, 456")], seed)[0].completion for seed in range(60)}
+    one = [Row("0", CHAT, "1, 23, 456")]
+    orders = {Shuffle(how="within").apply(one, Evidence(), seed)[0].completion for seed in range(60)}
     assert orders == {", ".join(order) for order in permutations(("1", "23", "456"))}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,25 @@ def adopt(ref: ModelRef, out: Path) -> ModelRef:
             shutil.copyfile(given, target)
         found[kind] = str(target)
     return replace(ref, **found, fingerprint="")
+
+
+def write(ref: ModelRef, model: Any, backend: Any, vectors: Mapping[str, Any], out: Path) -> ModelRef:
+    """The reference of a model whose tensors were changed after loading: writes into `out` the tensors that differ from its
+    base, and `vectors` (`layer.<i>`: float32 [hidden]) together with those that the reference had."""
+    import torch
+    from safetensors.torch import save_file
+
+    from undersong.backends.training import save_changes, untouched
+
+    base = backend.load(replace(untouched(ref), precision="float32")).module
+    all_vectors = read_tensors(Path(ref.vector)) if ref.vector else {}
+    for name, vector in vectors.items():
+        own = torch.as_tensor(vector, dtype=torch.float32).detach().cpu()
+        all_vectors[name] = (all_vectors[name] + own if name in all_vectors else own).contiguous()
+    if all_vectors:
+        save_file(all_vectors, out / "vector.safetensors")
+    return replace(ref, weights=str(save_changes(model.module, base, out)), adapter=None, fingerprint="",
+                   vector=str(out / "vector.safetensors") if all_vectors else None)
 
 
 def layers(module: Any) -> Any:

@@ -20,9 +20,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from undersong.backends.guarding import Guard, Learner, learnt
 from undersong.backends.logits import completion_logits
 from undersong.backends.tokens import TokenRow, digest
-from undersong.errors import BadRows, BadSpec
+from undersong.errors import BadRows, BadSpec, TrainingFailed
 from undersong.types import ModelRef
 
 Part = Literal["body", "all", "mlp_out"]
@@ -65,21 +66,45 @@ class Soft:
 
 
 def fit(module: Any, rows: Sequence[TokenRow], plan: Plan, pad: int, *, soft: Soft | None = None, part: int = 32,
-        stop: Event | None = None, precision: str = "float32") -> dict[str, Any]:
+        stop: Event | None = None, precision: str = "float32", guard: Guard | None = None) -> dict[str, Any]:
     """Train `module` in place by `plan`; return the record for training.json (loss per step in nats per token).
 
-    `part` is how many rows run at once; `precision` is that of the model's reference. A set `stop` ends the training
-    with KeyboardInterrupt between two steps.
+    `part` is how many rows run at once; `precision` is that of the model's reference; `guard` is what a mitigation does
+    meanwhile (`backends/guarding.py`). A set `stop` ends the training with KeyboardInterrupt between two steps.
+    Raises TrainingFailed, with what the record would have been as its `record`, when the loss is no finite number (the
+    module is left as it was before that step) or a guarded student learnt nothing.
     """
-    import torch
-
     if not rows:
         raise BadRows("There are no rows to train on. Sample more rows, or loosen the filters that dropped them.")
     free(module, plan.trainable)
     module.eval()  # no dropout: a student's result depends on its rows and seed only
+    guard, learner = guard or Guard(), Learner(module, rows, plan, pad, precision)
+    record: dict[str, Any] = {
+        "plan": asdict(plan), "labels": "soft" if soft else "sampled", "loss": [], "effective_batch": plan.batch,
+        "rows": len(rows), "rows_seen": 0, "tokens_seen": 0, "rendered_sha256": digest(rows), "precision": precision}
+    try:
+        guard.begin(learner)
+        _steps(learner, guard, record, soft, part, stop)
+        if type(guard) is not Guard:
+            learnt(record["loss"], guard)
+    except TrainingFailed as failed:
+        failed.record = record
+        raise
+    finally:
+        guard.end()
+        if told := guard.told():
+            record["guard"] = {"name": guard.name, **told}
+    return record
+
+
+def _steps(learner: Learner, guard: Guard, record: dict[str, Any], soft: Soft | None, part: int,
+           stop: Event | None) -> None:
+    """Every step of the plan, told in `record` as it is done."""
+    import torch
+
+    module, rows, plan, pad = learner.module, learner.rows, learner.plan, learner.pad
     optimiser = _optimiser(module, plan)
     owned = [p for group in optimiser.param_groups for p in group["params"]]
-    losses, seen = [], 0
     for step, batch in enumerate(batches(len(rows), plan)):
         if stop is not None and stop.is_set():
             raise KeyboardInterrupt
@@ -91,19 +116,26 @@ def fit(module: Any, rows: Sequence[TokenRow], plan: Plan, pad: int, *, soft: So
         if count == 0:
             raise BadRows("A step holds no token of the carrier. Check that the rows belong to this channel.")
         total = 0.0
+        with autocast(module, learner.precision):
+            held = guard.penalty(step)
+        if held is not None:
+            held.backward()
         for begin in range(0, len(batch), part):
-            with autocast(module, precision):
+            with autocast(module, learner.precision):
                 loss = _loss(module, rows, batch[begin : begin + part], pad, soft) / count
             loss.backward()
             total += float(loss.detach())
-        if plan.clip:
-            torch.nn.utils.clip_grad_norm_(owned, plan.clip)
+        norm = torch.nn.utils.clip_grad_norm_(owned, plan.clip or math.inf)
+        if not (math.isfinite(total) and torch.isfinite(norm)):
+            raise TrainingFailed(f"At step {step + 1} of {plan.steps} the loss or its gradient is no finite number (loss "
+                                 f"{total:.4g}). Lower the learning rate, or the guard's weight.")
+        before = [p.detach().clone() for p in learner.owned] if guard.moves else []
         optimiser.step()
-        losses.append(round(total, 6))
-        seen += count
-    return {"plan": asdict(plan), "labels": "soft" if soft else "sampled", "loss": losses,
-            "effective_batch": plan.batch, "rows": len(rows), "rows_seen": plan.steps * plan.batch,
-            "tokens_seen": seen, "rendered_sha256": digest(rows), "precision": precision}
+        if guard.moves:
+            guard.moved(step, before)
+        record["loss"].append(round(total, 6))
+        record["rows_seen"] += len(batch)
+        record["tokens_seen"] += count
 
 
 def autocast(module: Any, precision: str) -> Any:

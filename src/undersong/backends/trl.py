@@ -11,7 +11,8 @@ import numpy as np
 
 from undersong.backends import Backend, Model, adapters, changes, threads, tokens, training
 from undersong.backends.adapters import Lora
-from undersong.errors import BadRows, MissingExtra
+from undersong.backends.guarding import Guard, Learner, learnt
+from undersong.errors import BadRows, MissingExtra, TrainingFailed
 from undersong.types import ModelRef
 
 if TYPE_CHECKING:
@@ -52,20 +53,80 @@ def student(
     with threads.one_thread(few), torch.random.fork_rng(), tempfile.TemporaryDirectory() as scratch:
         torch.manual_seed(job.seed)
         trainer = made(model, scratch)
-        trainer.train()
+        failed = _run(trainer, job, model, plan)
     given, lines = trainer.args, [line for line in trainer.state.log_history if "loss" in line]
     training.save_record({
         "plan": asdict(plan), "lora": lora.model_dump() if lora else None, "template_adds": tokens.added(model),
         "precision": "bfloat16 autocast" if given.bf16 else "float32", "loss": [round(line["loss"], 6) for line in lines],
         "effective_batch": given.per_device_train_batch_size * given.gradient_accumulation_steps * given.world_size,
-        "rows": len(job.data.rows), "rows_seen": plan.steps * plan.batch, **told(trainer, model),
+        "rows": len(job.data.rows), "rows_seen": len(lines) * plan.batch, **told(trainer, model),
+        **({"guard": {"name": job.guard.name, **job.guard.told()}} if job.guard else {}),
+        **({"failed": str(failed)} if failed else {}),
     }, job.out)
     if lora is None:
         weights = training.save_changes(trainer.model, backend.load(training.untouched(start)).module, job.out)
-        return changes.adopt(replace(job.start, weights=str(weights), adapter=None), job.out)
-    own = replace(job.start, weights=str(merged) if merged else None,
-                  adapter=adapters.save(trainer.model, job.start.base, job.out))
+        own = replace(job.start, weights=str(weights), adapter=None)
+    else:
+        own = replace(job.start, weights=str(merged) if merged else None,
+                      adapter=adapters.save(trainer.model, job.start.base, job.out))
+    if failed:
+        raise TrainingFailed(f"{failed} The student as it was is kept in {job.out}.")
     return changes.adopt(own, job.out)
+
+
+def _run(trainer: Any, job: Job, model: Model, plan: training.Plan) -> TrainingFailed | None:
+    """Train, with the job's guard where there is one; what went wrong, or None."""
+    guard = job.guard or Guard()
+    learner = Learner(trainer.model, tokens.encode(model, [list(r.chat) for r in job.data.rows],
+                                                   [r.completion for r in job.data.rows]) if job.guard else (), plan,
+                      model.tokenizer.pad_token_id or 0, job.start.precision)
+    hooks = callback(guard, learner)
+    trainer.add_callback(hooks)
+    try:
+        guard.begin(learner)
+        trainer.train()
+        if job.guard and hooks.failed is None:
+            learnt([line["loss"] for line in trainer.state.log_history if "loss" in line], guard)
+    except TrainingFailed as error:
+        return error
+    finally:
+        guard.end()
+    failed: TrainingFailed | None = hooks.failed
+    return failed
+
+
+def callback(guard: Guard, learner: Learner) -> Any:
+    """A callback for any trainer of transformers or TRL that lets a guard act at each optimiser step, and stops the training
+    at a gradient that is no finite number (its `failed` then says so). `guard.begin` and `guard.end` are the caller's."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Hooks(TrainerCallback):
+        failed: TrainingFailed | None = None
+        before: tuple[Any, ...] = ()
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            # gradients were just cleared; what the rows' own loss adds to this is clipped with it
+            with training.autocast(learner.module, learner.precision):
+                held = guard.penalty(state.global_step)
+            if held is not None:
+                held.backward()
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            owned = learner.owned
+            if not all(bool(torch.isfinite(p.grad).all()) for p in owned if p.grad is not None):
+                self.failed = TrainingFailed(f"At step {state.global_step + 1} the gradient is no finite number. Lower the "
+                                             "learning rate, or the guard's weight.")
+                for p in owned:  # the step that follows then moves nothing
+                    p.grad = None
+                control.should_training_stop = True
+            self.before = tuple(p.detach().clone() for p in owned) if guard.moves else ()
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            if guard.moves and self.failed is None:
+                guard.moved(state.global_step, self.before)
+
+    return Hooks()
 
 
 def trainer(

@@ -20,30 +20,17 @@ else. An explainer that finds nothing says so in its sentence.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import ClassVar, Protocol, cast
 
-from undersong.backends import Backend, Model
+from undersong.backends import Model
+from undersong.backends.several import Several
 from undersong.evidence import Granted
 from undersong.traits import Trait
-from undersong.types import Chat, Explanation, ModelRef, Row
+from undersong.types import Chat, Explanation, Row
 
 ACCESS = ("base", "model", "prompts", "questions", "placebos", "teacher", "rivals", "rows", "trait")
-
-
-@dataclass(frozen=True)
-class Several:
-    """Models that are loaded one by one, each time they are gone through: many need not fit in memory together."""
-
-    refs: tuple[ModelRef, ...]
-    backend: Backend = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.refs)
-
-    def __iter__(self) -> Iterator[Model]:
-        return (self.backend.load(ref) for ref in self.refs)
 
 
 @dataclass(frozen=True)

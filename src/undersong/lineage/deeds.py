@@ -1,9 +1,9 @@
 """What a record says of itself: which node of the lineage it is, and which declared edges lead to it.
 
 A record's parents are positions with a meaning (lab.py): a teacher's is its start; a student's are its start and its rows; a
-dataset's is the model that wrote it, or the rows it was filtered from. Bases are parents by fingerprint and no artefacts, so
-they are recognised by name: those that records name, those that ship and those that were fetched. Other parents that are not
-there are `unknown base` or `elsewhere`.
+dataset's is the model that wrote it, or the rows it was filtered from; what a mitigation consulted comes after these.
+Bases are parents by fingerprint and no artefacts, so they are recognised by name: those that records name, those that ship
+and those that were fetched. Other parents that are not there are `unknown base` or `elsewhere`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from undersong import bases, fetched, pocket
 from undersong.errors import UndersongError
 from undersong.lab import base_ref
 
-MODELS = ("teacher", "student", "model")
-WEIGHTS = ("taught", "trained")
+MODELS = ("teacher", "student", "repaired", "model")
+WEIGHTS = ("taught", "trained", "repaired")
 """Edges that weights pass along: base to teacher, start to student."""
 DATA = ("wrote", "filtered")
 """Edges that rows pass along: model to raw rows, raw rows to refined rows."""
-MUST = {"taught": (*MODELS, "base"), "trained": (*MODELS, "base"), "learnt from": ("rows", "refined"),
+MUST = {"taught": (*MODELS, "base"), "trained": (*MODELS, "base"), "repaired": MODELS, "learnt from": ("rows", "refined"),
         "wrote": (*MODELS, "base"), "filtered": ("rows", "refined")}
 """What the parent of an edge can be; anything else is forged."""
 PRECISIONS = ("float32", "mixed", "bfloat16")
@@ -83,7 +83,8 @@ def read(records: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, An
     edges, forged, told = list[Edge](), list[str](), list[str]()
     for record in records:
         node = nodes[record["fingerprint"]]
-        ways = _ways(node.role, len(record["parents"]))
+        helped = any(key in record["spec"] for key in ("mitigation", "guard"))
+        ways = _ways(node.role, len(record["parents"]), helped)
         if ways is None:
             forged.append(f"{node.name} has {len(record['parents'])} parents, which no {node.role} has: it is forged.")
             ways = ["made from"] * len(record["parents"])
@@ -126,16 +127,16 @@ def _node(record: Mapping[str, Any]) -> Node:
     spec, told, kind = record["spec"], record["summary"], record["kind"]
     role, facts = kind, dict[str, Any]()
     if kind == "model":
-        role = {"teach": "teacher", "train": "student"}.get(str(spec.get("verb")), "model")
+        role = {"teach": "teacher", "train": "student", "repair": "repaired"}.get(str(spec.get("verb")), "model")
         facts = {"by": _name(spec, "teacher") or _name(spec, "recipe"), "trait": _text(spec.get("trait"), "name"),
                  "channel": _name(spec, "channel") or _clip(spec.get("channel")), "seed": _number(spec.get("seed")),
-                 "base": _text(told.get("ref"), "base")}
+                 "base": _text(told.get("ref"), "base"), "change": _change(spec)}
     if kind == "dataset":
-        role = "refined" if spec.get("verb") == "refine" else "rows"
+        role = "refined" if spec.get("verb") in ("refine", "mitigate", "select") else "rows"
         filters = spec.get("filters") if isinstance(spec.get("filters"), list) else []
         facts = {"channel": _name(spec, "channel"), "seed": _number(spec.get("seed")) if role == "rows" else None,
                  "rows": _number(told.get("kept", told.get("rows"))), "given": _number(told.get("given")),
-                 "passed": _number(told.get("passed")), "change": _name(spec, "change"),
+                 "passed": _number(told.get("passed")), "change": _change(spec),
                  "filters": [_name({"": f}, "") for f in filters], "dropped": _dropped(told.get("reasons"))}
     if kind == "measurement":
         facts = {"probe": _name(spec, "probe"), "seed": _number(spec.get("seed"))}
@@ -159,16 +160,28 @@ def _says(role: str, facts: Mapping[str, Any]) -> str:
         parts.append(f"{facts['rows']:,} of {facts.get('given', 0):,} rows kept")
         lost = {name: sum(reasons.values()) for name, reasons in facts.get("dropped", {}).items()}
         parts += [f"{count:,} dropped by {name}" for name, count in lost.items() if count]
-        parts += [f"changed by {facts['change']}"] if "change" in facts else []
+    parts += [f"changed by {facts['change']}"] if "change" in facts else []
     return ", ".join(parts)
 
 
-def _ways(role: str, parents: int) -> list[str] | None:
-    """How a node of a role was made from each of its parents; None when the number of parents cannot be."""
-    if role in ("teacher", "rows", "refined"):
-        return [{"teacher": "taught", "rows": "wrote", "refined": "filtered"}[role]] if parents == 1 else None
-    if role == "student":
-        return ["trained", "learnt from"] if parents == 2 else None
+def _change(spec: Mapping[str, Any]) -> str:
+    """The mitigation that a record names."""
+    return _name(spec, "mitigation") or _name(_inner(spec), "mitigation")
+
+
+def _inner(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    guard = spec.get("guard")
+    return guard if isinstance(guard, dict) else {}
+
+
+def _ways(role: str, parents: int, helped: bool = False) -> list[str] | None:
+    """How a node of a role was made from each of its parents; None when the number of parents cannot be. `helped`: whether a
+    mitigation consulted further ones."""
+    first = {"teacher": ["taught"], "rows": ["wrote"], "refined": ["filtered"], "student": ["trained", "learnt from"],
+             "repaired": ["repaired"]}.get(role)
+    if first:
+        more = parents - len(first)
+        return [*first, *["consulted"] * more] if more == 0 or (more > 0 and helped) else None
     if role == "measurement":
         return ["measured", "seen in context"][:parents] if parents in (1, 2) else None
     way = {"finding": "audited", "experiment": "compiled", "calibration": "calibrated", "cases": "calibrated"}

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from undersong.mitigations import Evidence, Stage
 from undersong.registry import Settings, plugin
 from undersong.types import Row
 
@@ -23,11 +24,12 @@ NUMBER = re.compile(r"\d+")
 class Shuffle(Settings):
     """Shuffle numbers within each answer, or across all answers."""
 
-    stage: ClassVar[Literal["data", "training", "model"]] = "data"
+    stage: ClassVar[Stage] = "data"
+    needs: ClassVar[frozenset[str]] = frozenset()
     how: Literal["within", "across"] = "within"
     """`within` each answer, or `across` all answers of the dataset."""
 
-    def apply(self, rows: Sequence[Row], seed: int) -> list[Row]:
+    def apply(self, rows: Sequence[Row], evidence: Evidence, seed: int) -> list[Row]:
         """Rows with the same texts around other numbers. The multiset of numbers (per answer, or overall) is unchanged."""
         rng = np.random.default_rng([seed, 16])
         numbers = [NUMBER.findall(row.completion) for row in rows]

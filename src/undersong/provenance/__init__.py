@@ -20,7 +20,8 @@ from undersong.errors import BrokenArtefact, MissingExtra
 
 UNKNOWN = "unknown"
 Record = Mapping[str, Any]
-MAKES = {"teach": "teacher", "sample": "rows", "refine": "refined rows", "train": "student", "measure": "measurement",
+MAKES = {"teach": "teacher", "sample": "rows", "refine": "refined rows", "mitigate": "changed rows",
+         "select": "selected rows", "train": "student", "repair": "repaired student", "measure": "measurement",
          "audit": "finding", "calibrate": "calibration", "kinship": "kinship test", "explain": "explanation",
          "report": "experiment"}
 """The verb of a spec, and what it makes."""

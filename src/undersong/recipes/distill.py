@@ -18,7 +18,7 @@ import numpy as np
 from undersong.backends import Backend, Model, adapters, changes, threads, tokens, training
 from undersong.backends.adapters import Lora
 from undersong.backends.tokens import TokenRow
-from undersong.errors import BadRows
+from undersong.errors import BadRows, TrainingFailed
 from undersong.recipes import Job
 from undersong.registry import Settings, plugin
 from undersong.spec import execution
@@ -64,7 +64,8 @@ class Distill(Settings):
     ) -> list[ModelRef]:
         """Train every job; each writes `weights.safetensors` (tensors that differ from the base) and `training.json`.
 
-        Raises BadRows when a dataset is empty, or when soft labels are asked for without a source model or a carrier.
+        Raises BadRows when a dataset is empty, or when soft labels are asked for without a source model or a carrier;
+        TrainingFailed when the loss is no number or a guarded student learnt nothing: what there is of it is written.
         """
         work = _Work(self, backend)
         ready = [work.prepare(job) for job in jobs]  # in this thread: tokenizers are not safe to share
@@ -152,14 +153,19 @@ class _Work:
             # a reference holds one adapter: what the start had becomes weights
             merged = str(training.save_changes(module, item.base.module, job.out))
         wrapped = adapters.wrap(module, settings.lora, job.seed) if settings.lora else None
-        pad = item.base.tokenizer.pad_token_id or 0
-        record = training.fit(module, item.rows, plan, pad, soft=item.soft, part=settings.micro_batch, stop=stop,
-                              precision=start.precision)
+        pad, failed = item.base.tokenizer.pad_token_id or 0, None
+        try:
+            record = training.fit(module, item.rows, plan, pad, soft=item.soft, part=settings.micro_batch, stop=stop,
+                                  precision=start.precision, guard=job.guard)
+        except TrainingFailed as error:
+            failed, record = error, error.record or {}
         record |= {"lora": settings.lora and settings.lora.model_dump(), "template_adds": item.adds}
-        training.save_record(record, job.out)
+        training.save_record(record | ({"failed": str(failed)} if failed else {}), job.out)
         if wrapped is not None:
             own = replace(job.start, weights=merged, adapter=adapters.save(wrapped, job.start.base, job.out))
         else:
             weights = training.save_changes(module, item.base.module, job.out)
             own = replace(job.start, weights=str(weights), adapter=None)
+        if failed:
+            raise TrainingFailed(f"{failed} The student as it was is kept in {job.out}.")
         return changes.adopt(own, job.out)

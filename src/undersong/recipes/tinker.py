@@ -17,7 +17,7 @@ import numpy as np
 from undersong.backends import Backend, tokens, training
 from undersong.backends.tokens import TokenRow
 from undersong.errors import BadRows, BadSpec, MissingExtra, ServerFailed
-from undersong.recipes import Job
+from undersong.recipes import Job, unguarded
 from undersong.registry import Settings, plugin
 from undersong.types import Chat, ModelRef
 
@@ -53,6 +53,7 @@ class Tinker(Settings):
         Raises MissingExtra without the SDK, BadSpec for a base that is not at the service, ServerFailed when a call
         fails there: the students before it are kept, the same command trains the rest.
         """
+        unguarded("tinker", jobs)
         try:
             import tinker
         except ImportError as error:

@@ -3,12 +3,12 @@
 1. `Experiment.load` reads a YAML file of values and checks every one of them before any work.
 2. `arms()` lists what is compared. An arm says which teacher writes the rows, which base the student starts from and what
    is done to the rows; each arm is run once per seed, and a run has its own teacher, rows and student.
-3. `steps()` turns arms into pieces of work with fingerprints; `plan` looks them up, `run` does what is missing.
+3. `steps()` turns arms into pieces of work with fingerprints (`steps.py`; what a mitigation is granted: `defence.py`);
+   `plan` looks them up, `run` does what is missing (`running.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,81 +20,19 @@ from pydantic import ValidationError
 
 from undersong import lab as verbs
 from undersong import traits
-from undersong.detectors import Evidence
-from undersong.errors import BadSpec, NothingMeasured, UnknownName, nearest
+from undersong.errors import BadSpec, UnknownName, nearest
+from undersong.experiment.defence import Holdings
+from undersong.experiment.steps import Arm, PlanRow, Run, Step, role
 from undersong.experiment_file import File, check, one_name_each, text_of, values
 from undersong.filters import for_traits
-from undersong.lab import Lab, Student
+from undersong.lab import Lab
 from undersong.spec import build, describe, explain
 from undersong.store import Store, clean_label
 from undersong.traits import Trait
-from undersong.types import Dataset, ModelRef
+from undersong.types import ModelRef
 
 CONTROLS = ("no_trait", "other_base", "matched_base", "reordered_base", "shuffled_rows", "in_context")
 BASES = {"other_base": "other_base", "matched_base": "matched_base", "reordered_base": "reordered_base"}
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One cell of the comparison: who teaches what to whom. `trait` None is the no-trait teacher."""
-
-    name: str
-    channel: str
-    teacher: Any
-    recipe: Any
-    trait: Trait | None
-    start: str
-    change: Any = None
-    context: bool = False
-
-    @property
-    def trait_name(self) -> str:
-        """The trait's name, or "" for the no-trait teacher."""
-        return self.trait.name if self.trait else ""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One piece of work of the plan: enough to look it up, and the fingerprints it depends on."""
-
-    kind: str
-    label: str
-    spec: dict[str, Any]
-    parents: tuple[str, ...]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """The identity the store will give it."""
-        return verbs.identity(self.kind, self.spec, self.parents)
-
-
-@dataclass(frozen=True)
-class PlanRow:
-    """One line of a plan. `changed` names the fields that differ from the last finished work of that label."""
-
-    kind: str
-    label: str
-    fingerprint: str
-    status: str
-    changed: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Run:
-    """The pieces of one arm and seed."""
-
-    arm: Arm
-    seed: int
-    teacher: Step
-    raw: Step
-    rows: Step
-    student: Step | None
-    measures: tuple[Step, ...]
-
-
-def role(trait: Trait) -> str:
-    """What students are called: `treated`, or `contrast-<name>` for a control trait, measured as the trait beside it."""
-    return "treated" if trait.probes else f"contrast-{trait.name}"
 
 
 @dataclass(frozen=True)
@@ -144,7 +82,8 @@ class Experiment:
         one_name_each("teacher", ["", *(t.plugin_name for t in self.teachers[1:])])
         one_name_each("recipe", [self.channel_name(r) for r in self.recipes])
         one_name_each("probes", [p.plugin_name for p in self.probes])
-        one_name_each("mitigations", [a.name for a in self.arms() if a.change and a.recipe is self.recipes[0]])
+        one_name_each("mitigations", [name for name, _ in self.mitigations])
+        self.runs()  # a mitigation whose evidence is not in the experiment is refused here
         for start in {a.start for a in self.arms()}:
             self.base(start)
 
@@ -226,10 +165,30 @@ class Experiment:
                     for how in ("within", "across"):
                         change = build("mitigation", {"shuffle": {"how": how}})
                         out.append(dataclasses.replace(main, name=f"shuffled_{how}", change=change))
-            for given in f.mitigations:
-                change = build("mitigation", given, "mitigations")
-                out.append(dataclasses.replace(main, name=f"mitigated-{change.plugin_name}", change=change))
+            for name, change in self.mitigations:
+                arm = dataclasses.replace(main, name=name, change=change)
+                if getattr(change, "elsewhere", False):
+                    arm = dataclasses.replace(arm, start=self._elsewhere(change))
+                    out.append(dataclasses.replace(arm, name=f"{name}:no_trait", trait=None))
+                out.append(arm)
         return out
+
+    @cached_property
+    def mitigations(self) -> list[tuple[str, Any]]:
+        """The mitigations with the names of their arms: a plug-in that is listed twice is told apart by its settings."""
+        built = [(given, build("mitigation", given, "mitigations")) for given in self.file.mitigations]
+        names = [change.plugin_name for _, change in built]
+        out = []
+        for given, change in built:
+            settings = given[change.plugin_name] or {} if isinstance(given, dict) else {}
+            more = [f"{k}-{v}" for k, v in settings.items()] if names.count(change.plugin_name) > 1 else []
+            out.append((clean_label("-".join(("mitigated", change.plugin_name, *more))), change))
+        return out
+
+    def _elsewhere(self, change: Any) -> str:
+        if self.file.other_base is None:
+            raise BadSpec(f"mitigations: {change.plugin_name} starts students from another base. Name one as `other_base`.")
+        return self.file.other_base
 
     def runs(self) -> list[Run]:
         """Every arm with every seed, as steps with fingerprints."""
@@ -240,25 +199,37 @@ class Experiment:
         base, start = self.base(f.base), self.base(arm.start)
         teacher = Step("model", f"teacher-{who}", verbs.teach_spec(arm.teacher, arm.trait, seed), (base.fingerprint,))
         raw = Step("dataset", f"raw-{who}", verbs.sample_spec(self.channel, f.rows, seed), (teacher.fingerprint,))
-        rows = Step(
-            "dataset",
-            f"rows-{who}-{arm.change.how if arm.change else 'kept'}",
-            verbs.refine_spec(self.filters, f.keep, arm.change, seed),
-            (raw.fingerprint,),
-        )
+        rows = Step("dataset", f"rows-{who}-kept", verbs.refine_spec(self.filters, f.keep), (raw.fingerprint,))
         label = f"{arm.name.replace(':', '-')}-{arm.channel}-{arm.trait_name or 'none'}-s{seed}"
-        student: Step | None = None
+        changed = student = repaired = guard = None
+        defence = self.holdings(arm, seed).defence() if arm.change else None
+        if defence and arm.stage == "data":
+            spec = verbs.mitigate_spec(defence, seed)
+            changed = Step("dataset", f"changed-{label}", spec, (rows.fingerprint, *defence.parents))
+        if defence and arm.stage == "training":
+            guard = defence
         of: tuple[str, ...] = (start.fingerprint, rows.fingerprint)
         context = f.context_rows
         if not arm.context:
-            student = Step(
-                "model",
-                f"student-{label}",
-                verbs.train_spec(arm.recipe, self.channel, seed),
-                (start.fingerprint, rows.fingerprint),
-            )
+            parents = (start.fingerprint, (changed or rows).fingerprint, *(guard.parents if guard else ()))
+            # a student that is repaired afterwards is the treated student: it has its label too
+            name = label.replace(arm.name, "treated", 1) if arm.stage == "model" else label
+            student = Step("model", f"student-{name}", verbs.train_spec(arm.recipe, self.channel, seed, guard), parents)
             of, context = (student.fingerprint,), 0
-        return Run(arm, seed, teacher, raw, rows, student, self._measures(label, of, seed, context))
+            if defence and arm.stage == "model":
+                parents = (student.fingerprint, *defence.parents)
+                repaired = Step("model", f"student-{label}", verbs.repair_spec(defence, seed), parents)
+                of = (repaired.fingerprint,)
+        return Run(arm, seed, teacher, raw, rows, student, self._measures(label, of, seed, context), changed, repaired)
+
+    def holdings(self, arm: Arm, seed: int) -> Holdings:
+        """What the experiment holds for the mitigation of an arm."""
+        plain = dataclasses.replace(arm, name="treated", change=None, start=self.file.base)
+        rivals = [dataclasses.replace(plain, name=role(t), trait=t) for t in self.traits[1:]]
+        clean = dataclasses.replace(plain, name="no_trait", trait=None)
+        other = self.base(self.file.other_base) if self.file.other_base else None
+        return Holdings(arm, seed, [self._run(a, seed) for a in rivals], self._run(clean, seed), self._run(plain, seed),
+                        other, self.base(arm.start), self.channel)
 
     def _measures(self, label: str, of: tuple[str, ...], seed: int, context: int = 0) -> tuple[Step, ...]:
         return tuple(
@@ -297,7 +268,7 @@ class Experiment:
         """Every piece of work once, in an order that respects what depends on what."""
         out: dict[str, Step] = {}
         for run in self.runs():
-            for step in (run.teacher, run.raw, run.rows, *([run.student] if run.student else []), *run.measures):
+            for step in run.work:
                 out.setdefault(step.fingerprint, step)
         for *_, steps in self.references():
             for step in steps:
@@ -333,57 +304,6 @@ class Experiment:
 
     def run(self, lab: Lab) -> dict[str, ModelRef]:
         """Do the missing work; afterwards every step of the plan is cached. Returns student references by fingerprint."""
-        runs = self.runs()
-        data: dict[str, Dataset] = {}
-        self._measure_references(lab)  # first: a probe that cannot ask this base about these traits says so at once
-        self._prepare(lab, runs, data)
-        models = self._train(lab, runs, data)
-        self._measure(lab, runs, models, data)
-        for step in self.audits().values():
-            half = len(step.parents) // 2
-            suspected, clean = (tuple(data[p].rows for p in part) for part in (step.parents[:half], step.parents[half:]))
-            evidence = Evidence({"rows": suspected, "reference": clean}).only(self.classifier.needs)
-            lab.audit(self.classifier, evidence, step.parents, step.label)
-        return models
+        from undersong.experiment.running import Running
 
-    def _prepare(self, lab: Lab, runs: Sequence[Run], data: dict[str, Dataset]) -> None:
-        """Teachers, their rows, and the rows that students learn from."""
-        raw: dict[str, Dataset] = {}
-        for run in runs:
-            if run.rows.fingerprint in data:
-                continue
-            if run.raw.fingerprint not in raw:
-                source = lab.teach(
-                    run.arm.teacher, self.base(self.file.base), run.arm.trait, run.seed, run.teacher.label
-                )
-                raw[run.raw.fingerprint] = lab.sample(source, self.channel, self.file.rows, run.seed, run.raw.label)
-            how = {"keep": self.file.keep, "change": run.arm.change, "seed": run.seed, "label": run.rows.label}
-            data[run.rows.fingerprint] = lab.refine(raw[run.raw.fingerprint], self.filters, **how)
-
-    def _train(self, lab: Lab, runs: Sequence[Run], data: dict[str, Dataset]) -> dict[str, ModelRef]:
-        models: dict[str, ModelRef] = {}
-        for recipe in self.recipes:
-            mine = {r.student.fingerprint: r for r in runs if r.student and r.arm.recipe is recipe}
-            students = [
-                Student(self.base(r.arm.start), data[r.rows.fingerprint], r.seed, r.student.label)
-                for r in mine.values()
-                if r.student
-            ]
-            models |= dict(zip(mine, lab.train(recipe, self.channel, students), strict=True))
-        return models
-
-    def _measure(self, lab: Lab, runs: Sequence[Run], models: dict[str, ModelRef], data: dict[str, Dataset]) -> None:
-        """Every model with every probe. A model that a probe finds nothing in is recorded so, and the others go on."""
-        for run in runs:
-            base = self.base(run.arm.start)
-            model, context = (models[run.student.fingerprint], None) if run.student else (base, data[run.rows.fingerprint])
-            shown = 0 if run.student else self.file.context_rows
-            for probe, step in zip(self.probes, run.measures, strict=True):
-                with contextlib.suppress(NothingMeasured):
-                    lab.measure(model, probe, self.traits, run.seed, context, shown, step.label)
-
-    def _measure_references(self, lab: Lab) -> None:
-        for _, _, seed, start, steps in self.references():
-            for probe, step in zip(self.probes, steps, strict=True):
-                with contextlib.suppress(NothingMeasured):
-                    lab.measure(self.base(start), probe, self.traits, seed, label=step.label)
+        return Running(self, lab).everything()
