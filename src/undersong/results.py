@@ -178,7 +178,9 @@ def _contrasts(lines: Sequence[Line]) -> list[Line]:
         if trait and measured != trait and not arm.startswith(CONTRAST):
             continue
         where = (measured, probe, metric)
-        others = [(control_of(arm), (channel, control_of(arm), "", *where)) if trait else ("base", ("", "base", "", *where))]
+        twin = f"{arm}:no_trait"  # an arm that starts elsewhere is compared with its own
+        control = twin if (channel, twin, "", *where) in found else control_of(arm)
+        others = [(control, (channel, control, "", *where)) if trait else ("base", ("", "base", "", *where))]
         if arm.startswith("mitigated") and trait:
             others.append(("treated", (channel, "treated", trait, *where)))
         if arm == "treated":
