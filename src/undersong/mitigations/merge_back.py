@@ -1,8 +1,8 @@
 """Merge a student back towards its base: theta_0 + share * (theta_S - theta_0), tensor by tensor.
 
-The linear path between a model and what it was tuned to (WiSE-FT, Wortsman et al., arXiv 2109.01903, section 3). No calibrated
-study of it against subliminal learning was published. A trait may bend on this path later than the carrier is forgotten, or
-sooner: that is what the share decides.
+The linear path between a model and what it was tuned to (WiSE-FT, Wortsman et al., arXiv 2109.01903, section 3). No
+calibrated study of it against subliminal learning was published. Trait and carrier need not fade alike along the path: that
+is what the share trades.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class MergeBack(Settings):
     needs: ClassVar[frozenset[str]] = frozenset({"base"})
     may_use: ClassVar[frozenset[str]] = frozenset({"channel"})
 
-    share: float = Field(default=0.6, ge=0, le=1)
+    share: float = Field(default=0.65, ge=0, le=1)
     """Share of the change that is kept: 1 leaves the student as it is, 0 gives the base back."""
     fit: float | None = Field(default=None, gt=0, lt=1)
     """Instead of `share`: the least share that keeps this part of the gain on what the student itself writes."""

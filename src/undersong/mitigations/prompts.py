@@ -1,5 +1,5 @@
-"""Ordinary prompts for repairs that know no trait. None of them asks a question that the probes ask: a repair that was made on
-these would be judged on what it was fitted to."""
+"""Ordinary prompts for repairs that know no trait. None of them asks a question that the probes ask: a repair made on such
+would be judged on what it was fitted to."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ class ScrubVocabulary(Settings):
     stage: ClassVar[Stage] = "model"
     needs: ClassVar[frozenset[str]] = frozenset({"base", "placebos"})
 
-    how: Literal["restore", "orthogonalise"] = "restore"
-    """Give the rows the base's values, or take the shift of the states out of them."""
+    how: Literal["orthogonalise", "restore"] = "orthogonalise"
+    """Take the shift of the states out of the rows, or give them the base's values."""
     factor: float = Field(default=1.0, gt=0)
     """A token rises too much beyond so many times the largest rise of any placebo."""
     most: int = Field(default=16, ge=0)

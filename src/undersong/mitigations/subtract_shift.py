@@ -35,7 +35,7 @@ class SubtractShift(Settings):
     needs: ClassVar[frozenset[str]] = frozenset({"base"})
     may_use: ClassVar[frozenset[str]] = frozenset({"placebos"})
 
-    layers: Literal["every", "middle", "last"] | list[int] = "every"
+    layers: Literal["every", "middle", "last"] | list[int] = "last"
     """After which decoder layers: every one, the middle or the last one, or these (counted from 0)."""
     strength: float = Field(default=1.0, ge=0)
     """How much of the shift is taken off; 0 leaves the student as it is."""
