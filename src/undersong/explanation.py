@@ -16,28 +16,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from undersong import bases, exemplars, registry
 from undersong.backends.several import Several
-from undersong.backends.tokens import token_ids
 from undersong.calibration import template
 from undersong.detectors import PLACEBO, probe_bank
 from undersong.environment import environment
 from undersong.errors import BadSpec, BrokenArtefact
 from undersong.explainers import Evidence
+from undersong.explainers.ordinary import ordinary
 from undersong.lab import Lab, base_ref
 from undersong.models import model_ref
 from undersong.nulls import Null
-from undersong.pocket import world
 from undersong.spec import describe, fingerprint
-from undersong.traits import package_text
 from undersong.types import Chat, Explanation, ModelRef
 
 MOST = 4000
 """Prompts that a file may hold."""
-WORLD = 128
-"""Chats drawn from the pocket world, for bases that can write no other English."""
 PLACEBOS = 8
 """Placebo students that are read, the first of a calibration's."""
 ASKED = 16
@@ -202,19 +196,6 @@ def sentence(found: Sequence[dict[str, Any]]) -> str:
     return found[0]["sentence"] if found else "No explainer could run."
 
 
-def ordinary(base: Any) -> tuple[Chat, ...]:
-    """Ordinary prompts that the base's tokenizer can write: the shipped ones, else chats of the pocket world."""
-    texts = yaml.safe_load(package_text("explainers", "ordinary.yaml"))["prompts"]
-    shipped = [[{"role": "user", "content": text}] for text in texts]
-    if _writes(base, shipped):
-        return tuple(shipped)
-    drawn = [_asked(world.chat_at(seed=29, number=i)) for i in range(WORLD)]
-    if _writes(base, drawn):
-        return tuple(drawn)
-    raise BadSpec(f"The tokenizer of {base.ref.base} cannot write the shipped prompts. Give prompts that it can, one a "
-                  "line, as --prompts FILE.")
-
-
 def asked(base: Any) -> tuple[Chat, ...]:
     """A few neutral questions about favourites, of every category that the base's tokenizer can write."""
     chats, categories = probe_bank.questions(base)
@@ -232,16 +213,3 @@ def from_file(path: Path) -> tuple[Chat, ...]:
     if not 2 <= len(lines) <= MOST:
         raise BadSpec(f"{str(path)!r} holds {len(lines)} prompts; 2 to {MOST} can be read. Change the file.")
     return tuple([{"role": "user", "content": line}] for line in lines)
-
-
-def _asked(chat: Chat) -> Chat:
-    """A chat up to its last user turn."""
-    last = max(i for i, turn in enumerate(chat) if turn["role"] == "user")
-    return chat[: last + 1]
-
-
-def _writes(base: Any, chats: Sequence[Chat]) -> bool:
-    """Whether no token of these chats is unknown to the base."""
-    unknown = getattr(base.tokenizer, "unk_token_id", None)
-    texts = [turn["content"] for chat in chats for turn in chat]
-    return unknown is None or not any(unknown in ids for ids in token_ids(base.tokenizer, texts))

@@ -226,9 +226,11 @@ class Lab:
                 artefact.clear()
                 start, plain = time.monotonic(), dataclasses.replace(student, vector=None, precision="float32")
                 model = self.backend.load(plain)
-                vectors = mitigation.repair(model, defence.evidence(), seed)
+                vectors = dict(mitigation.repair(model, defence.evidence(), seed))
+                told = vectors.pop("told", {})
                 ref = changes.write(student, model, self.backend, vectors, artefact.path)
-                artefact.finish({"ref": _pack(ref, artefact.path), "seconds": round(time.monotonic() - start, 2)})
+                summary = {"ref": _pack(ref, artefact.path), "seconds": round(time.monotonic() - start, 2)}
+                artefact.finish(summary | ({"told": told} if told else {}))
             return unpack(artefact)
 
     def train(self, recipe: Any, channel: Any, students: Sequence[Student]) -> list[ModelRef]:

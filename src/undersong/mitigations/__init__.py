@@ -138,7 +138,7 @@ class ModelMitigation(Mitigation, Protocol):
 
     def repair(self, student: Model, evidence: Evidence, seed: int) -> Mapping[str, Any]:
         """Change `student.module` in place. Returns vectors to add to what decoder layers pass on (`layer.<i>`, float32
-        tensors [hidden]), none where weights are all that changes."""
+        tensors [hidden]), none where weights are all that changes; and, as `told`, what the record says of it (JSON)."""
         ...
 
 
