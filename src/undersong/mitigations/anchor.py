@@ -37,7 +37,7 @@ class Anchor(Settings):
     stage: ClassVar[Stage] = "training"
     needs: ClassVar[frozenset[str]] = frozenset({"base"})
 
-    weight: float = Field(default=1.0, ge=0)
+    weight: float = Field(default=10.0, ge=0)
     """Weight of the KL (nats a token)."""
     every: int = Field(default=2, ge=1)
     """The KL is taken every so many steps, and counts so many times."""
