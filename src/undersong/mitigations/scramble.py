@@ -5,7 +5,9 @@
 | keep | keep | as they are |
 | keep | destroy | the same values, dealt out over all answers |
 | destroy | keep | the teacher's own answers, drawn so that each value is as frequent as in clean rows |
-| destroy | destroy | clean rows with their values dealt out |
+| destroy | destroy | those, with their values dealt out |
+
+Dealing out moves a student by itself, so each arm is compared with its twin: the same done to the no-trait teacher's rows.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ class Scramble(Settings):
 
     stage: ClassVar[Stage] = "data"
     needs: ClassVar[frozenset[str]] = frozenset({"clean", "channel"})
+    twin: ClassVar[bool] = True
 
     marginal: How = "keep"
     """How often each value stands, over all answers."""
@@ -38,9 +41,7 @@ class Scramble(Settings):
         if evidence.channel.plugin_name not in ("numbers", "letters"):
             raise BadSpec(f"Answers of the channel {evidence.channel.plugin_name} are no lists of values, so they have no "
                           "marginal to keep. Use the channel numbers or letters.")
-        if self.marginal == "keep":
-            return list(rows) if self.conditional == "keep" else scrambling.dealt(rows, seed)
-        clean = list(evidence.clean)
-        if self.conditional == "destroy":
-            return scrambling.dealt(clean[: len(rows)], seed)
-        return scrambling.drawn(rows, scrambling.raked(rows, clean), seed)
+        out = list(rows)
+        if self.marginal == "destroy":
+            out = scrambling.drawn(rows, scrambling.raked(rows, list(evidence.clean)), seed)
+        return scrambling.dealt(out, seed) if self.conditional == "destroy" else out
