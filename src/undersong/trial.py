@@ -50,15 +50,19 @@ KIN = 0.8
 """Share of rows that must belong to a channel for it to be theirs."""
 PLACEBOS, RIVALS = 8, 4
 """Students and teachers of a calibration that are granted, at most."""
-POCKET = {"distill": {"steps": 150, "batch": 32, "rate": 1e-2, "warmup": 20, "clip": 0.3, "lora": {"rank": 4, "alpha": 8}}}
-"""How students of pocket models learn: the recipe of the shipped experiments and calibrations."""
+POCKET: dict[str, Any] = {
+    "steps": 150, "batch": 32, "rate": 1e-2, "warmup": 20, "clip": 0.3, "lora": {"rank": 4, "alpha": 8},
+}
+"""How students of pocket models learn: the recipe of the shipped experiment and calibration."""
+EPOCHS = 5
+"""Passes over the rows that the default recipe makes at most."""
 HOW = {
     "trait": "Name the trait that is feared as --trait.",
     "clean": "Give clean rows of the same kind as --clean.",
     "teacher": "Give the model that wrote the rows as --teacher.",
     "other": "Give a model of another initialisation as --other.",
     "rivals": "They come from a calibration of this base: make one with `undersong calibrate`.",
-    "placebos": "Give clean rows as --clean, or make a calibration of this base with `undersong calibrate`.",
+    "placebos": "Give clean rows as --clean, of which one is trained; a calibration serves only if its recipe is this one.",
     "channel": "These rows belong to no channel that is known, so take another guard.",
 }
 """What to do when something is missing that a guard needs."""
@@ -149,13 +153,13 @@ class Trial:
 
     @cached_property
     def recipe(self) -> Any:
-        """The recipe: the one that was asked for, the calibration's, or what fits the base."""
+        """The recipe: the one that was asked for, or what fits the base."""
         if self.given.recipe is not None:
             return build("recipe", self.given.recipe, "--recipe")
-        if self.known and self.given.base.startswith(pocket.PREFIX):
-            told = self.known[0]["recipe"]
-            return build("recipe", {told["name"]: told["settings"]}, "--recipe")
-        return build("recipe", POCKET if self.given.base.startswith(pocket.PREFIX) else "sft")
+        if not self.given.base.startswith(pocket.PREFIX):
+            return build("recipe", "sft")
+        few = round(EPOCHS * len(self.parts[0].rows) / POCKET["batch"])  # few rows are not gone through again and again
+        return build("recipe", {"distill": POCKET | {"steps": min(POCKET["steps"], max(few, 1))}})
 
     @cached_property
     def channel(self) -> tuple[Any, bool]:
@@ -218,7 +222,8 @@ class Trial:
         """Placebo students: the calibration's, else one of the clean rows."""
         if self.placebos or self.clean is None:
             return self.placebos
-        return tuple(self.lab.train(self.recipe, self.channel[0], [Student(self.base, self.clean, seed, f"placebo-s{seed}")]))
+        benign = Student(self.base, self.clean, seed, f"placebo-s{seed}")
+        return tuple(self.lab.train(self.recipe, self.channel[0], [benign]))
 
     def defence(self, guard: Any, seed: int) -> Defence:
         """A guard with what it is granted."""
@@ -231,7 +236,7 @@ class Trial:
                  "teacher": (self._writer.fingerprint,) if self._writer else (),
                  "placebos": tuple(ref.fingerprint for ref in benign), "rivals": tuple(ref.fingerprint for ref in rivals)}
         told = {"trait": as_dict(g.trait), "channel": describe(self.channel[0]), "train": describe(self.recipe)}
-        made = {
+        made: dict[str, Any] = {
             "base": lambda: load(self.base), "channel": lambda: self.channel[0], "trait": lambda: g.trait,
             "clean": lambda: self.clean.rows if self.clean else (), "teacher": lambda: load(self._writer),
             "rivals": lambda: Several(rivals, self.lab.backend), "other": lambda: load(other),
@@ -290,8 +295,8 @@ class Trial:
     def run(self) -> dict[str, Any]:
         """The trial as JSON: what `--json` prints and the page shows (`reports/trial.py`).
 
-        Raises BadSpec for a guard without what it needs, BadRows for unusable rows, TrainingFailed for a training that cannot
-        go on or learnt nothing, with the path of what is kept of it.
+        Raises BadSpec for a guard without what it needs, BadRows for unusable rows, TrainingFailed for a training that
+        cannot go on or learnt nothing, with the path of what is kept of it.
         """
         begun, g = time.monotonic(), self.given
         names = named(g.guards)
