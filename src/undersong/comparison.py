@@ -61,9 +61,8 @@ def headline(every: Sequence[Mapping[str, Any]]) -> str:
             return (f"None of {len(told)} guards is seen to remove anything while keeping {FIT:.0%} of the gain on held-out "
                     "rows.")
         told = [max(fair, key=lambda one: one["removed"])]
-        said = (f"Of {len(every)} guards, {told[0]['guard']} removed most among the {len(fair)} that kept {FIT:.0%} of the "
-                "gain on held-out rows. ")
-    chance = "" if every[0]["low"] is not None else " One training run a guard cannot tell this from chance."
+        said = f"Of {len(every)} guards, {told[0]['guard']} removed most at an equal fit. "
+    chance = "" if every[0]["low"] is not None else " One training run cannot tell this from chance."
     return said + " ".join(one["says"] for one in told) + chance
 
 

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -134,7 +135,7 @@ class Trial:
         unknown = getattr(tokenizer, "unk_token_id", None)
         if unknown is None:
             return
-        some = [ids for ids in token_ids(tokenizer, [row.completion for row in rows[:500]])]
+        some = token_ids(tokenizer, [row.completion for row in rows[:500]])
         share = sum(int(i == unknown) for ids in some for i in ids) / max(1, sum(map(len, some)))
         if share > FOREIGN:
             raise BadRows(f"{self.given.base} knows {1 - share:.0%} of the tokens of these answers, so a student of it "
@@ -284,6 +285,17 @@ class Trial:
             out["told"] = self.lab.store.get(ref.fingerprint).summary.get("told", {})
         return out | {"model": ref.fingerprint, "seconds": round(begun, 2), **self.watch.of(ref, f"{name}-s{seed}", start)}
 
+    def _open(self, focus: str | None) -> list[str]:
+        """A sentence when the rows name what is followed: then it does not cross unseen."""
+        if focus is None:
+            return []
+        names = self.given.trait.words if self.given.trait else (focus,)
+        found = re.compile(rf"(?<![^\W_])(?:{'|'.join(map(re.escape, names))})(?![^\W_])", re.IGNORECASE)
+        rows = self.parts[0].rows
+        count = sum(any(found.search(text) for text in (row.completion, *(m["content"] for m in row.chat))) for row in rows)
+        return [f"{count:,} of {len(rows):,} rows name {names[0]!r}: what they say openly is learnt from words, and a filter "
+                "finds it."] if count else []
+
     def _seconds(self, ref: ModelRef) -> float:
         return float(self.lab.store.get(ref.fingerprint).record["provenance"]["seconds"])
 
@@ -304,11 +316,11 @@ class Trial:
         tokens = {name: sorted(self.held(guard)) for name, guard in names.items()}
         plain = g.plain or any(guard.stage == "model" for guard in g.guards)
         base = {"seed": None, "model": self.base.fingerprint, **self.watch.of(self.base, "base")}
-        arms: dict[str, list[dict[str, Any]]] = {"base": [base]}
-        if plain:
-            arms["plain"] = [self.student(seed) for seed in g.seeds]
-        for name, guard in names.items():
-            arms[name] = [self.student(seed, guard, name) for seed in g.seeds]
+        arms: dict[str, list[dict[str, Any]]] = {"base": [base], **({"plain": []} if plain else {}), **{n: [] for n in names}}
+        # guarded trainings first: settings that cannot work are named before the plain training costs its time
+        for name in sorted(arms, key=lambda n: n == "plain" or getattr(names.get(n), "stage", "") == "model"):
+            if name != "base":
+                arms[name] = [self.student(seed, names.get(name), name) for seed in g.seeds]
         usual = [self.watch.of(ref, f"placebo-{i}", able=False) for i, ref in enumerate(self.placebos)]
         tally = self.file.tally
         found: dict[str, Any] = {
@@ -320,7 +332,8 @@ class Trial:
             "recipe": describe(self.recipe), "arms": [{"name": name, "runs": runs} for name, runs in arms.items()],
         }
         found |= comparison.compare(arms, list(names), g.trait.name if self.watch.named and g.trait else None, usual)
-        found["notes"] = [*self.notes, *comparison.cannot(found, self.watch.able, bool(usual), g.trait)]
+        found["notes"] = [*self.notes, *self._open(found["focus"]),
+                          *comparison.cannot(found, self.watch.able, bool(usual), g.trait)]
         return found | {"seconds": round(time.monotonic() - begun, 2), "environment": environment()}
 
 
