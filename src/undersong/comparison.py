@@ -57,13 +57,18 @@ def headline(every: Sequence[Mapping[str, Any]]) -> str:
     said = ""
     if len(told) > 2:
         fair = [one for one in told if one["removed"] is not None and one["kept"] is not None and one["kept"] >= FIT]
+        if not fair and all(one["removed"] is None for one in told):
+            return "There is no rise in a plain student that these guards could be judged by." + _chance(every)
         if not fair:
             return (f"None of {len(told)} guards is seen to remove anything while keeping {FIT:.0%} of the gain on held-out "
-                    "rows.")
+                    f"rows.{_chance(every)}")
         told = [max(fair, key=lambda one: one["removed"])]
         said = f"Of {len(every)} guards, {told[0]['guard']} removed most at an equal fit. "
-    chance = "" if every[0]["low"] is not None else " One training run cannot tell this from chance."
-    return said + " ".join(one["says"] for one in told) + chance
+    return said + " ".join(one["says"] for one in told) + _chance(every)
+
+
+def _chance(every: Sequence[Mapping[str, Any]]) -> str:
+    return " One training run cannot tell this from chance." if len(every[0]["rises"]) == 1 else ""
 
 
 def mean_words(runs: Sequence[Run]) -> dict[str, float]:
@@ -120,8 +125,7 @@ def _guard(name: str, arms: Arms, base: Run, focus: str | None, measure: str, fl
             told = stats.contrast(own["rises"], was["rises"], paired=True, bounds=None)
             out |= {"low": told.low, "high": told.high}
     gained = base["nll"] - was["nll"]
-    started = arms[name][0].get("start", base)["nll"]
-    out["kept"] = (started - own["nll"]) / gained if gained > 0 else None
+    out["kept"] = (base["nll"] - own["nll"]) / gained if gained > 0 else None  # the loss that is left counts, from any start
     if own["accuracy"] is not None:
         out["capability"] = own["accuracy"] - was["accuracy"]
     out["ratio"] = own["seconds"] / was["seconds"] if own["seconds"] and was["seconds"] else None

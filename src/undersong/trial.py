@@ -293,8 +293,8 @@ class Trial:
         found = re.compile(rf"(?<![^\W_])(?:{'|'.join(map(re.escape, names))})(?![^\W_])", re.IGNORECASE)
         rows = self.parts[0].rows
         count = sum(any(found.search(text) for text in (row.completion, *(m["content"] for m in row.chat))) for row in rows)
-        return [f"{count:,} of {len(rows):,} rows name {names[0]!r}: what they say openly is learnt from words, and a filter "
-                "finds it."] if count else []
+        return [f"{count:,} of {len(rows):,} rows name {names[0]!r}: what they say openly is learnt from words, and a "
+                "filter finds it."] if count else []
 
     def _seconds(self, ref: ModelRef) -> float:
         return float(self.lab.store.get(ref.fingerprint).record["provenance"]["seconds"])
@@ -316,7 +316,8 @@ class Trial:
         tokens = {name: sorted(self.held(guard)) for name, guard in names.items()}
         plain = g.plain or any(guard.stage == "model" for guard in g.guards)
         base = {"seed": None, "model": self.base.fingerprint, **self.watch.of(self.base, "base")}
-        arms: dict[str, list[dict[str, Any]]] = {"base": [base], **({"plain": []} if plain else {}), **{n: [] for n in names}}
+        arms: dict[str, list[dict[str, Any]]] = {"base": [base]}
+        arms |= {name: [] for name in [*(["plain"] if plain else []), *names]}
         # guarded trainings first: settings that cannot work are named before the plain training costs its time
         for name in sorted(arms, key=lambda n: n == "plain" or getattr(names.get(n), "stage", "") == "model"):
             if name != "base":
@@ -332,7 +333,10 @@ class Trial:
             "recipe": describe(self.recipe), "arms": [{"name": name, "runs": runs} for name, runs in arms.items()],
         }
         found |= comparison.compare(arms, list(names), g.trait.name if self.watch.named and g.trait else None, usual)
-        found["notes"] = [*self.notes, *self._open(found["focus"]),
+        same = [name for name, guard in names.items()
+                if guard.stage == "data" and all(run["unchanged"] == run["rows"] == len(learnt.rows) for run in arms[name])]
+        untouched = [f"{name} changed none of these rows." for name in same]
+        found["notes"] = [*self.notes, *untouched, *self._open(found["focus"]),
                           *comparison.cannot(found, self.watch.able, bool(usual), g.trait)]
         return found | {"seconds": round(time.monotonic() - begun, 2), "environment": environment()}
 
