@@ -11,7 +11,8 @@ length out along a direction that has nothing to do with the trait: the control.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -92,18 +93,26 @@ def gradient(read: Readout, learner: Learner, at: Sequence[Any]) -> list[Any]:
     from undersong.backends.training import autocast
 
     owned = learner.owned
+    with restored(owned, at), torch.enable_grad(), autocast(learner.module, learner.precision):
+        found = torch.autograd.grad(read.margins(learner.module).mean(), owned, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(owned, found, strict=True)]
+
+
+@contextlib.contextmanager
+def restored(owned: Sequence[Any], at: Sequence[Any]) -> Iterator[None]:
+    """Parameters as they were `at`, inside; afterwards they are what they were before."""
+    import torch
+
     now = [p.detach().clone() for p in owned]
     with torch.no_grad():
         for p, old in zip(owned, at, strict=True):
             p.copy_(old)
     try:
-        with torch.enable_grad(), autocast(learner.module, learner.precision):
-            found = torch.autograd.grad(read.margins(learner.module).mean(), owned, allow_unused=True)
+        yield
     finally:
         with torch.no_grad():
             for p, own in zip(owned, now, strict=True):
                 p.copy_(own)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(owned, found, strict=True)]
 
 
 def _orthogonal(away: Sequence[Any], direction: Sequence[Any], random: Any) -> list[Any]:

@@ -56,8 +56,8 @@ def of(base: Model, trait: Trait, questions: Sequence[str] = ()) -> Readout:
         what = f"{trait.name!r} is not one token" if not own else f"no other {trait.category} is one token"
         known = [n for n, found in words.items() if found and traits.get(n).tuning]
         raise BadSpec(f"{what[0].upper()}{what[1:]} of {base.ref.name}, so this base cannot express the trait as a guard "
-                      f"reads it. Choose a trait that is one ({', '.join(known[:6]) or 'none here'}), or a mitigation that needs "
-                      "no `trait`.")
+                      f"reads it. Choose a trait that is one ({', '.join(known[:6]) or 'none here'}), or a mitigation that "
+                      "needs no `trait`.")
     rows = tuple(TokenRow(np.append(one, own[0]).astype(np.int64), len(one)) for one in ids)
     return Readout(rows, own, rivals, base.tokenizer.pad_token_id or 0)
 
