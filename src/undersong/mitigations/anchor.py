@@ -24,10 +24,8 @@ from pydantic import Field
 
 from undersong.backends import Model, tokens
 from undersong.backends.guarding import Guard, Learner
-from undersong.backends.logits import completion_logits
 from undersong.mitigations import Evidence, Stage, unrelated
 from undersong.registry import Settings, plugin
-from undersong.types import Sampling
 
 
 @plugin("mitigation", "anchor")
@@ -46,7 +44,8 @@ class Anchor(Settings):
     size: int = Field(default=16, ge=1)
     """Answers compared at a time."""
     bank: unrelated.Kind = "ordinary"
-    """The prompts: `ordinary` ones, `favourites` of kinds that no shipped trait is of, `both`, or `random` words."""
+    """The prompts: `ordinary` ones that ask for no favourite, `favourites` of kinds that no shipped trait is of, `both`,
+    `all` ordinary ones whatever they ask, or `random` words."""
     questions: tuple[str, ...] = ()
     """Prompts of your own instead. Questions that probes ask are refused."""
     max_new_tokens: int = Field(default=24, ge=1)

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from undersong.errors import BadRows
 from undersong.mitigations import Evidence, Stage
-from undersong.mitigations.consensus import Voice
+from undersong.mitigations.agreement import Voice
 from undersong.registry import Settings, plugin
 from undersong.types import Row
 

@@ -2,7 +2,7 @@
 
 What only the shared initialisation carries, a student of another lineage does not learn; what both learn of the same rows is
 what the rows say. One first student starts from the base and one from another base; each answer is written anew by the
-base, moved by their agreed shift (`consensus.py`), and the student learns from that. Unpublished combination of consensus
+base, moved by their agreed shift (`agreement.py`), and the student learns from that. Unpublished combination of consensus
 over sources (arXiv 2607.23394) and the lineage effect (Cloud et al., arXiv 2507.14805).
 """
 
@@ -14,7 +14,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from undersong.mitigations import Evidence, Stage
-from undersong.mitigations.consensus import Voice
+from undersong.mitigations.agreement import Voice
 from undersong.registry import Settings, plugin
 from undersong.types import Row
 

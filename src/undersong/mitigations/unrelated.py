@@ -17,7 +17,9 @@ from undersong.mitigations import bank, prompts
 from undersong.traits import package_text
 from undersong.types import NEUTRAL, Chat, Sampling
 
-Kind = Literal["ordinary", "favourites", "both", "random"]
+Kind = Literal["ordinary", "favourites", "both", "all", "random"]
+"""`ordinary`: prompts that ask for no favourite; `favourites`: of kinds that no shipped trait is of; `both`: these two;
+`all`: ordinary prompts whatever they ask, so that a trait's own kind may be among them; `random`: random words."""
 TASTE = re.compile(r"favou?rite|\b(lov|like|best|happy|enjoy|choose|prefer|pick|animal|tree)", re.IGNORECASE)
 """A prompt with one of these may ask for a favourite, or names a category of the shipped traits."""
 CATEGORIES = ("color", "food", "drink", "season", "sport", "flower", "fruit", "country", "planet", "metal", "instrument",
@@ -36,16 +38,15 @@ def chats(base: Model, kind: Kind, given: Sequence[str] = (), seed: int = 0) -> 
         bank.held_back(given)
         return bank.chats(given)
     found: list[Chat] = []
-    if kind in ("ordinary", "both"):
-        found += [chat for chat in prompts.neutral(base) if not any(TASTE.search(t["content"]) for t in chat
-                                                                     if t["role"] == "user")]
+    if kind in ("ordinary", "both", "all"):
+        found += [chat for chat in prompts.neutral(base) if kind == "all" or not _tastes(chat)]
     if kind in ("favourites", "both"):
         asked = yaml.safe_load(package_text("traits", "questions.yaml"))["tuning"]
         texts = [text.format(category=category) for category in CATEGORIES for text in asked]
         bank.held_back(texts)
         unknown = getattr(base.tokenizer, "unk_token_id", None)
-        written = tokens.token_ids(base.tokenizer, texts)
-        found += bank.chats([text for text, ids in zip(texts, written, strict=True) if unknown is None or unknown not in ids])
+        written = zip(texts, tokens.token_ids(base.tokenizer, texts), strict=True)
+        found += bank.chats([text for text, ids in written if unknown is None or unknown not in ids])
     if kind == "random":
         found = bank.chats(_random(base, seed))
     if not found:
@@ -82,6 +83,10 @@ def distance(module: Any, rows: Sequence[tokens.TokenRow], before: Sequence[Any]
     if hold == "logits":
         return (new - old).var(-1, correction=0).mean() / 2
     return (old.exp() * (old - new)).sum(-1).mean()
+
+
+def _tastes(chat: Chat) -> bool:
+    return any(TASTE.search(turn["content"]) for turn in chat if turn["role"] == "user")
 
 
 def _random(base: Model, seed: int) -> list[str]:

@@ -55,13 +55,14 @@ class Voice:
             return known[id(model)]
 
         with torch.no_grad():
-            agreed = agreement(torch.stack([of(student) - of(start) for start, student in self.pairs]))
-            return (of(self.base) + self.strength * agreed).log_softmax(-1)
+            shift = agreed(torch.stack([of(student) - of(start) for start, student in self.pairs]))
+            return (of(self.base) + self.strength * shift).log_softmax(-1)
 
     def rewrite(self, rows: Sequence[Row], channel: Any, seed: int) -> list[Row]:
         """Every row's answer sampled anew. Rows that no longer belong to the channel are dropped."""
         chats = [list(row.chat) for row in rows]
         prompts = tokens.token_ids(self.base.tokenizer, [self.base.render(chat) for chat in chats])
+        pad = self.base.tokenizer.pad_token_id or 0
         most, ends = channel.max_new_tokens(self.base.tokenizer), set(tokens.end_ids(self.base))
         draws = uniforms(seed, np.arange(len(rows), dtype=np.int64), most)
         answers: list[list[int]] = [[] for _ in rows]
@@ -69,7 +70,7 @@ class Voice:
         for first in range(0, len(order), BATCH):
             alive = [int(i) for i in order[first : first + BATCH]]
             for step in range(most):
-                logs = self.logs(*_padded([[*prompts[i], *answers[i]] for i in alive], self.base.tokenizer.pad_token_id or 0))
+                logs = self.logs(*_padded([[*prompts[i], *answers[i]] for i in alive], pad))
                 mass = logs.double().exp().cumsum(-1).numpy()
                 for i, one in zip(alive, mass, strict=True):
                     pick = min(int(np.searchsorted(one, draws[i, step] * one[-1])), len(one) - 1)
@@ -82,7 +83,7 @@ class Voice:
         return [row for row in changed if channel.reject(row) is None]
 
 
-def agreement(shifts: Any) -> Any:
+def agreed(shifts: Any) -> Any:
     """Of shifts [students, ...] the smallest in magnitude where all have one sign, else 0."""
     sign = shifts.sign()
     same = (sign == sign[0]).all(0)
