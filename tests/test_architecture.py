@@ -51,12 +51,13 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     ("ruling",),
     ("calibration",),
     ("audit", "explanation", "authorship"),
-    ("risk",),
+    ("comparison", "readings"),
+    ("risk", "trial"),
     ("experiment", "reports", "logits", "evaluation"),
     ("results",),
     ("doctor", "laboratory", "seals"),
     ("screen",),
-    ("auditing", "tracing", "explaining", "sealing"),
+    ("auditing", "tracing", "explaining", "preventing", "sealing"),
     ("cli",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

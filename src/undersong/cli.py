@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from undersong import auditing, explaining, screen, sealing, tracing
+from undersong import auditing, explaining, preventing, screen, sealing, tracing
 from undersong.errors import BadSpec, UndersongError
 from undersong.screen import ARTEFACTS, JsonOption, SetOption, StoreOption
 
@@ -43,6 +43,7 @@ app.add_typer(models, name="models")
 auditing.add(app)
 tracing.add(app)
 explaining.add(app)
+preventing.add(app)
 sealing.add(app)
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file (YAML).")]
 PATH_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 from undersong import bases, exemplars, registry
 from undersong.backends.several import Several
 from undersong.calibration import template
-from undersong.detectors import PLACEBO, probe_bank
+from undersong.detectors import PLACEBO, Exemplars, probe_bank
 from undersong.environment import environment
 from undersong.errors import BadSpec, BrokenArtefact
 from undersong.explainers import Evidence
@@ -93,17 +93,8 @@ class Explaining:
     @cached_property
     def placebos(self) -> tuple[ModelRef, ...]:
         """Placebo students of this base and template from the newest calibration that holds them."""
-        start = self.refs[1]
-        if start.weights or start.adapter or start.vector:
-            return ()
-        about = {"base": bases.identity(start.base), "revision": bases.revision(start.base)}
-        for folder in exemplars.folders(self.lab.store):
-            told = Null.read(folder).identity
-            fits = all(told.get(k) == v for k, v in about.items()) and told.get("template") == template(self.loaded[1])
-            if fits and told.get("students"):  # one for rows only holds none
-                known = exemplars.unpack(folder, start.base, self.lab.backend)
-                return tuple(known.student_refs.get(PLACEBO, ()))[:PLACEBOS]
-        return ()
+        found = calibrated(self.lab, self.refs[1])
+        return tuple(found[1].student_refs.get(PLACEBO, ()))[:PLACEBOS] if found else ()
 
     @cached_property
     def evidence(self) -> dict[str, Any]:
@@ -168,6 +159,19 @@ class Explaining:
             return Explanation(got["sentence"], tuple((str(n), float(v)) for n, v in got["scores"]), dict(got["details"]))
         except (KeyError, TypeError, ValueError):
             raise BrokenArtefact(f"{artefact.path} holds no explanation. Remove it and run the command again.") from None
+
+
+def calibrated(lab: Lab, start: ModelRef) -> tuple[Mapping[str, Any], Exemplars] | None:
+    """The newest calibration of an untouched base that knows students, at its chat template: its identity and exemplars."""
+    if start.weights or start.adapter or start.vector:
+        return None
+    about = {"base": bases.identity(start.base), "revision": bases.revision(start.base)}
+    for folder in exemplars.folders(lab.store):
+        told = Null.read(folder).identity
+        same = all(told.get(k) == v for k, v in about.items())
+        if same and told.get("students") and told.get("template") == template(lab.backend.load(start)):
+            return told, exemplars.unpack(folder, start.base, lab.backend)
+    return None
 
 
 def default_explainers() -> list[Any]:

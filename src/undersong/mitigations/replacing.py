@@ -24,7 +24,7 @@ def encoded(model: Model, rows: Sequence[Row]) -> list[TokenRow]:
 
 
 def read(model: Model, rows: Sequence[TokenRow], see: Callable[[int, Any, list[int]], Any]) -> list[Any]:
-    """`see(number of the row, log-probabilities [tokens, vocabulary], own ids)` of every answer, in the order of the rows."""
+    """`see(number of the row, log-probabilities [tokens, vocabulary], own ids)` of every answer, in order of the rows."""
     import torch
 
     out: list[Any] = [None] * len(rows)
@@ -45,12 +45,13 @@ def own_logs(model: Model, rows: Sequence[TokenRow]) -> list[Floats]:
 
 
 def replaced(
-    model: Model, rows: Sequence[Row], read_rows: Sequence[TokenRow], marked: Sequence[NDArray[np.bool_]], channel: Any, seed: int
+    model: Model, rows: Sequence[Row], read_rows: Sequence[TokenRow], marked: Sequence[NDArray[np.bool_]], channel: Any,
+    seed: int,
 ) -> Iterator[Row]:
     """Rows whose marked answer tokens are the model's own samples, given the answer as it was up to there.
 
-    A sample is of the carrier and of the same make as the token it replaces (digits for digits, a mark for a mark). A row that no
-    longer belongs to the channel is dropped.
+    A sample is of the carrier and of the same make as the token it replaces (digits for digits, a mark for a mark). A row
+    that no longer belongs to the channel is dropped.
     """
     import torch
 

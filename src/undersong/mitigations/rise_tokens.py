@@ -1,8 +1,8 @@
 """Replace the tokens that training on the rows makes likelier most; no teacher, no trait.
 
 1. Train a first student on the rows as they are.
-2. A token's rise is log p(student) - log p(base) at its place (brendanlong; Weckbecker et al., arXiv 2609.20027: 47 % of what
-   divergence tokens take away).
+2. A token's rise is log p(student) - log p(base) at its place (Weckbecker et al., arXiv 2609.20027; a repository of
+   brendanlong: 47 % of what divergence tokens take away).
 3. The rows' top share of tokens is replaced by samples of the base; a new student learns what comes out.
 
 `by: marginal` is a design of our own: a trait's identity is said to lie in the 1 % of the shift that does not depend on the

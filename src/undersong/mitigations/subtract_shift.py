@@ -37,7 +37,7 @@ class SubtractShift(Settings):
 
     layers: Literal["every", "middle", "last"] | list[int] = "last"
     """After which decoder layers: every one, the middle or the last one, or these (counted from 0)."""
-    strength: float = Field(default=1.0, ge=0)
+    strength: float = Field(default=1.2, ge=0)
     """How much of the shift is taken off; 0 leaves the student as it is."""
     tokens: int = Field(default=1, ge=1)
     """States are read at so many last tokens of each prompt (its mean)."""

@@ -1,0 +1,161 @@
+"""What a guard removed and what it cost: runs of a trial compared, in numbers and in a sentence.
+
+The unit is the training run, paired by seed. A rise is against the model that the student started from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from undersong import stats
+from undersong.traits import Trait
+
+NOISE = 0.25
+"""Without placebos, a rise of so many nats or less is none that a guard could be judged by."""
+SHOWN = 12
+"""Watched words that are told one by one."""
+Run = Mapping[str, Any]
+Arms = Mapping[str, Sequence[Run]]
+
+
+def compare(arms: Arms, guards: Sequence[str], trait: str | None, usual: Sequence[Run]) -> dict[str, Any]:
+    """The comparison of every guard with the plain student (with the base alone where there is none).
+
+    `trait` is the named trait whose margin could be read; without one, what is followed is the watched word that rose most
+    in the plain student. `usual` are readings of placebo students.
+    """
+    base, plain = arms["base"][0], arms.get("plain", ())
+    first = plain or [run for name in guards for run in arms[name]]
+    means = {name: mean_words(runs) for name, runs in arms.items() if name != "base" and runs[0]["words"]}
+    order = mean_words(first) if first and first[0]["words"] else {}
+    top = sorted(order, key=lambda name: -order[name])
+    focus, measure = (trait, "margin") if trait else (top[0] if top else None, "above")
+    floor = _floor(base, usual, measure)
+    out: dict[str, Any] = {"focus": focus, "measure": measure, "floor": floor, "placebos": len(usual)}
+    out["arms_read"] = {name: _arm(runs, base, focus, measure) for name, runs in arms.items()}
+    shown = list(dict.fromkeys([*([focus] if focus in order else []), *top[:SHOWN]]))
+    spread = [{w: run["words"][w]["above"] for w in shown} for run in usual if run["words"]]
+    out["movers"] = [{"word": word, "category": first[0]["words"][word]["category"],
+                      "rises": {name: own[word] for name, own in means.items()},
+                      "runs": {name: [r["words"][word]["above"] for r in arms[name]] for name in means},
+                      "placebos": [one[word] for one in spread]} for word in shown]
+    out["watched"] = len(order)
+    out["comparisons"] = [_guard(name, arms, base, focus, measure, floor) for name in guards]
+    out["sentence"] = " ".join(sentence(one, out, bool(plain)) for one in out["comparisons"])
+    return out
+
+
+def mean_words(runs: Sequence[Run]) -> dict[str, float]:
+    """Per watched word the mean over runs of its rise above what the other words of its category show (nats)."""
+    return {word: float(np.mean([run["words"][word]["above"] for run in runs])) for word in runs[0]["words"]}
+
+
+def _rise(run: Run, base: Run, focus: str | None, measure: str) -> float | None:
+    """How far a run's focus lies above its start (nats)."""
+    if measure == "margin":
+        return float(run["margin"] - run.get("start", base)["margin"])
+    return float(run["words"][focus]["above"]) if focus in run["words"] else None
+
+
+def _floor(base: Run, usual: Sequence[Run], measure: str) -> float:
+    """The rise up to which nothing is there: the largest that placebo students show."""
+    if not usual:
+        return NOISE
+    if measure == "margin":
+        return max(NOISE, *(run["margin"] - base["margin"] for run in usual))
+    return max([NOISE, *(one["above"] for run in usual for one in run["words"].values())])
+
+
+def _arm(runs: Sequence[Run], base: Run, focus: str | None, measure: str) -> dict[str, Any]:
+    """One arm in means over its runs, with the word that rose most."""
+    words = mean_words(runs) if runs[0]["words"] else {}
+    top = max(words, key=lambda name: words[name]) if words else None
+    rises = [_rise(run, base, focus, measure) for run in runs]
+    out = {key: _mean([run[key] for run in runs]) for key in ("nll", "accuracy", "probability")}
+    tokens = [max((t["rise"] for t in run["tokens"]), default=None) for run in runs]
+    return out | {"rise": _mean(rises), "rises": rises, "top": top, "top_rise": words[top] if top else None,
+                  "vocabulary": _mean(tokens), "seconds": _mean([run.get("seconds") for run in runs])}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
+
+
+def _guard(name: str, arms: Arms, base: Run, focus: str | None, measure: str, floor: float) -> dict[str, Any]:
+    own, plain = _arm(arms[name], base, focus, measure), arms.get("plain", ())
+    out: dict[str, Any] = {"guard": name, "rise": own["rise"], "rises": own["rises"], "nll": own["nll"],
+                           "accuracy": own["accuracy"], "seconds": own["seconds"]}
+    for key in ("plain", "removed", "difference", "low", "high", "kept", "capability", "ratio"):
+        out[key] = None
+    if not plain:
+        return out
+    was = _arm(plain, base, focus, measure)
+    out["plain"] = was["rise"]
+    if own["rise"] is not None and was["rise"] is not None:
+        out["difference"] = own["rise"] - was["rise"]
+        out["removed"] = -out["difference"] / was["rise"] if was["rise"] > floor else None
+        if len(plain) > 1:
+            told = stats.contrast(own["rises"], was["rises"], paired=True, bounds=None)
+            out |= {"low": told.low, "high": told.high}
+    gained = base["nll"] - was["nll"]
+    started = arms[name][0].get("start", base)["nll"]
+    out["kept"] = (started - own["nll"]) / gained if gained > 0 else None
+    if own["accuracy"] is not None:
+        out["capability"] = own["accuracy"] - was["accuracy"]
+    out["ratio"] = own["seconds"] / was["seconds"] if own["seconds"] and was["seconds"] else None
+    return out
+
+
+def sentence(one: Mapping[str, Any], found: Mapping[str, Any], plain: bool) -> str:
+    """What a guard removed, what it cost, and what so few runs cannot say."""
+    of = f"the margin of {found['focus']}" if found["measure"] == "margin" else f"the answer {found['focus']!r}"
+    if one["rise"] is None:
+        what = f"Under {one['guard']} the student was trained, and no favourite can be read off this base"
+    elif not plain:
+        what = f"Under {one['guard']} {of} rises {one['rise']:+.2f} nats over the base, with no plain student beside it"
+    else:
+        what = f"Under {one['guard']} {of} rises {one['rise']:+.2f} nats over the base instead of {one['plain']:+.2f}"
+        what += f" ({one['removed']:.0%} removed)" if one["removed"] is not None else \
+            ": the plain student shows no rise beyond chance, so there was nothing to remove"
+    cost = []
+    if one["capability"] is not None:
+        cost.append(f"{100 * one['capability']:+.1f} points of capability")
+    if one["kept"] is not None:
+        cost.append(f"{one['kept']:.0%} of the gain on held-out rows kept")
+    elif plain:
+        cost.append("the plain student did not gain on held-out rows")
+    if one["ratio"] is not None:
+        cost.append(f"{one['ratio']:.1f} times the time")
+    said = f"{what}; {', '.join(cost)}" if cost else what
+    if one["low"] is not None:
+        low, high = one["low"], one["high"]
+        return f"{said}. Over {len(one['rises'])} seeds the difference lies between {low:+.2f} and {high:+.2f} (95 %)."
+    return f"{said}. One training run cannot tell this from chance."
+
+
+def cannot(found: Mapping[str, Any], able: bool, placebos: bool, trait: Trait | None) -> list[str]:
+    """What this trial cannot say, in sentences."""
+    out = []
+    if len(found["seeds"]) == 1:
+        out.append("One seed: another training run would give other numbers. The training run is the unit, so repeat with "
+                   "--seed 1 --seed 2 --seed 3 for an interval.")
+    if trait is None and found["focus"]:
+        out.append(f"No trait was named: what is followed, {found['focus']!r}, is the one of {found['watched']} watched "
+                   "words that rose most in the plain student. By that choice alone it looks smaller in a guarded student; "
+                   "look at each arm's own top word too.")
+    elif trait is not None and found["measure"] != "margin":
+        out.append(f"The trait {trait.name} has no margin that can be read off this base, so the watched word that rose "
+                   "most is followed.")
+    if not placebos:
+        out.append("No placebo students that learnt by this recipe are at hand, so how far any training moves these words "
+                   "is not known.")
+    if not able:
+        out.append("The capability items do not fit this base: what the guard cost beside the rows is not measured.")
+    if found["watched"]:
+        out.append("Only favourites that the base may answer with are watched. A way to behave, or a favourite under a "
+                   "condition, passes unseen.")
+    return out
