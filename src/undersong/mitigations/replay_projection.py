@@ -77,7 +77,7 @@ class Replayed(Guard):
             found = torch.autograd.grad(away, owned, allow_unused=True)
         grads = [torch.zeros_like(p) if g is None else g for p, g in zip(owned, found, strict=True)]
         length = sum(float((g * g).sum()) for g in grads)
-        along = sum(float(((p - old) * g).sum()) for p, old, g in zip(owned, before, grads, strict=True))
+        along = sum(float(((p.detach() - old) * g).sum()) for p, old, g in zip(owned, before, grads, strict=True))
         self.steps += 1
         if along <= 0 or length == 0:
             return
