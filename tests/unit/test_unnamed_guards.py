@@ -14,15 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from undersong import traits
-from undersong.backends import tokens
+from undersong.backends import adapters, tokens
 from undersong.backends.guarding import Learner
-from undersong.backends.training import Plan
+from undersong.backends.training import Plan, free
 from undersong.backends.transformers import Transformers
 from undersong.errors import BadRows, BadSpec
 from undersong.mitigations import Evidence, unrelated
 from undersong.mitigations.agreement import Voice, agreed
 from undersong.mitigations.anchor import Anchor
 from undersong.mitigations.excess_tokens import ExcessTokens
+from undersong.mitigations.input_anchor import Felt, InputAnchor, change
 from undersong.mitigations.replay_projection import ReplayProjection
 from undersong.mitigations.two_halves import TwoHalves
 from undersong.mitigations.two_lineages import TwoLineages
@@ -38,8 +39,10 @@ FAST = {"distill": {"steps": 8, "batch": 8, "rate": 3e-3}}
 GUARDS: list[Any] = [
     Anchor(max_new_tokens=4), Anchor(bank="both", max_new_tokens=2), Anchor(hold="logits", max_new_tokens=4),
     ReplayProjection(max_new_tokens=4), ReplayProjection(hold="logits", max_new_tokens=4),
+    InputAnchor(max_new_tokens=2),
 ]
-OFF: list[Any] = [Anchor(weight=0, max_new_tokens=4), ReplayProjection(strength=0, max_new_tokens=4)]
+OFF: list[Any] = [Anchor(weight=0, max_new_tokens=4), ReplayProjection(strength=0, max_new_tokens=4),
+                  InputAnchor(weight=0, max_new_tokens=2)]
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +133,58 @@ def test_a_replayed_step_does_not_raise_the_distance_and_a_harmless_one_is_kept(
             for p, old, d in zip(owned, before, harmful, strict=True):
                 p.copy_(old + sign * d)
         guard.moved(0, before)
-        left = sum(float((p - old - kept * sign * d).norm() ** 2) for p, old, d in zip(owned, before, harmful, strict=True))
+        left = sum(float((p.detach() - old - kept * sign * d).norm() ** 2)
+                   for p, old, d in zip(owned, before, harmful, strict=True))
         assert left < 1e-4 * sum(float(d.norm() ** 2) for d in harmful)
     assert guard.told()["cut"] == 1
+
+
+def felt(base: Any, module: Any) -> Felt:
+    guard = InputAnchor(weight=1.0, max_new_tokens=2).guard(Evidence({"base": base}), 1)
+    assert isinstance(guard, Felt)
+    guard.begin(planned(module, base))
+    return guard
+
+
+def test_an_input_anchor_weighs_a_change_by_what_unrelated_prompts_feed_it(base: Any) -> None:
+    module = BACKEND.load(BASE).module
+    free(module, "body")
+    guard = felt(base, module)
+    assert not any(m._forward_pre_hooks for m in module.modules())
+    assert guard.told()["maps"] == len(guard.maps) == 7 * module.config.num_hidden_layers
+    assert guard.penalty(0) is None
+    assert float(guard.penalty(1).detach()) == pytest.approx(0, abs=1e-9)
+    with torch.no_grad():  # every map a tenth larger: each one's share is a hundredth
+        for one, start, *_ in guard.maps:
+            one.weight.copy_(1.1 * start)
+    assert float(guard.penalty(1).detach()) == pytest.approx(0.01 * len(guard.maps), rel=1e-3)
+    # the same length along an input direction that those prompts hardly use, and along the one they use most
+    seen = []
+    for k in (0, -1):
+        with torch.no_grad():
+            for one, start, moment, _ in guard.maps:
+                along = torch.linalg.eigh(moment.double()).eigenvectors[:, k].float()
+                one.weight.copy_(start + torch.outer(torch.ones(len(start)), along))
+        seen.append(float(guard.penalty(1).detach()))
+    assert seen[0] < 1e-3 * seen[1]
+
+
+def test_an_input_anchor_reads_the_change_of_an_adapter(base: Any) -> None:
+    recipe = build("recipe", {"distill": {"steps": 1, "lora": {"rank": 2, "alpha": 6}}})
+    module = adapters.wrap(BACKEND.load(BASE).module, recipe.lora, 1)
+    free(module, "adapter")
+    guard = felt(base, module)
+    assert len(guard.maps) == 7 * module.config.num_hidden_layers
+    assert float(guard.penalty(1).detach()) == 0
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if ".lora_B." in name:
+                p.normal_(0, 0.05, generator=torch.Generator().manual_seed(p.numel()))
+    before = {name: p.detach().clone() for name, p in BACKEND.load(BASE).module.named_parameters()}
+    changes = [change(one, start).detach() for one, start, *_ in guard.maps]
+    merged = dict(module.merge_and_unload().named_parameters())
+    wanted = [merged[n].detach() - p for n, p in before.items() if n.endswith("proj.weight")]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(changes, wanted, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["ordinary", "favourites", "both", "random"])
@@ -148,7 +200,7 @@ def test_no_bank_asks_what_a_probe_asks_or_for_a_shipped_traits_kind(kind: Any, 
         assert not any(kind in text for kind in kinds for text in said)
 
 
-@pytest.mark.parametrize("plug", [Anchor, ReplayProjection])
+@pytest.mark.parametrize("plug", [Anchor, ReplayProjection, InputAnchor])
 def test_questions_of_the_probes_are_refused(plug: Any, base: Any) -> None:
     asked = traits.get("cat").held_out[0]
     with pytest.raises(BadSpec, match="leakage"):
@@ -156,7 +208,7 @@ def test_questions_of_the_probes_are_refused(plug: Any, base: Any) -> None:
 
 
 def test_an_anchor_needs_a_base_and_asks_for_no_trait() -> None:
-    for plug in (Anchor, ReplayProjection, ExcessTokens, TwoHalves, TwoLineages):
+    for plug in (Anchor, ReplayProjection, InputAnchor, ExcessTokens, TwoHalves, TwoLineages):
         assert not plug.needs & {"trait", "teacher", "rivals", "clean", "placebos"}
 
 
