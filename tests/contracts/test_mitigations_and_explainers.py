@@ -59,7 +59,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     load = lab.backend.load
     return {"lab": lab, "recipe": recipe, "channel": channel, "base": base, "data": rows, "student": student, "held": {
         "base": lambda: load(base), "channel": lambda: channel, "rows": lambda: rows.rows,
-        "trait": lambda: traits.get("owl"), "clean": lambda: clean.rows, "teacher": lambda: load(owl), "rivals": lambda: Several((wolf,), lab.backend),
+        "trait": lambda: traits.get("owl"), "clean": lambda: clean.rows, "teacher": lambda: load(owl),
+        "rivals": lambda: Several((wolf,), lab.backend),
         "other": lambda: load(base_ref("pocket/b")), "placebos": lambda: Several(tuple(placebos), lab.backend),
         "train": lambda: train}}
 
