@@ -201,6 +201,10 @@ def test_without_a_named_trait_the_word_that_rose_most_plainly_is_followed() -> 
     found = comparison.compare(arms, ["g"], None, [])
     assert (found["focus"], found["measure"]) == ("owl", "above")
     assert found["arms_read"]["g"]["top"] == "cat"
+    assert found["comparisons"][0]["removed"] is None
+    assert "what any training moves is not known" in found["sentence"]
+    usual = comparison.compare(arms, ["g"], None, [run(0.3, 1.0, owl=0.1)])
+    assert usual["comparisons"][0]["removed"] == pytest.approx(2.5 / 3)
     assert [one["word"] for one in found["movers"]] == ["owl", "cat"]
 
 
