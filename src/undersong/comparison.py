@@ -182,6 +182,11 @@ def cannot(found: Mapping[str, Any], able: bool, placebos: bool, trait: Trait | 
     if not placebos:
         out.append("No placebo students that learnt by this recipe are at hand, so how far any training moves these words "
                    "is not known.")
+    elif found["focus"] and found["measure"] == "above":
+        count = found["placebos"]
+        those = f"{count} placebo students" if count > 1 else "one placebo student"
+        out.append(f"The rise is held against {those}: with no trait at all, one plain student in {count + 1} would rise "
+                   "further than all of them.")
     if not able:
         out.append("The capability items do not fit this base: what the guard cost beside the rows is not measured.")
     if found["watched"]:

@@ -205,6 +205,8 @@ def test_without_a_named_trait_the_word_that_rose_most_plainly_is_followed() -> 
     assert "what any training moves is not known" in found["sentence"]
     usual = comparison.compare(arms, ["g"], None, [run(0.3, 1.0, owl=0.1)])
     assert usual["comparisons"][0]["removed"] == pytest.approx(2.5 / 3)
+    told = comparison.cannot(usual | {"seeds": [1]}, able=True, placebos=True, trait=None)
+    assert any("one plain student in 2 would" in line for line in told)
     assert [one["word"] for one in found["movers"]] == ["owl", "cat"]
 
 
