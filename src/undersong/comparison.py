@@ -140,9 +140,9 @@ def sentence(one: Mapping[str, Any], found: Mapping[str, Any], plain: bool) -> s
     if one["rise"] is None:
         what = f"Under {one['guard']} the student was trained, and no favourite can be read off this base"
     elif not plain:
-        what = f"Under {one['guard']} {of} rises {one['rise']:+.2f} nats over the base, with no plain student beside it"
+        what = f"Under {one['guard']} {of} rises {_nats(one['rise'])} nats over the base, with no plain student beside it"
     else:
-        what = f"Under {one['guard']} {of} rises {one['rise']:+.2f} nats over the base instead of {one['plain']:+.2f}"
+        what = f"Under {one['guard']} {of} rises {_nats(one['rise'])} nats over the base instead of {_nats(one['plain'])}"
         if found["floor"] is None:
             what += " (what any training moves is not known: give clean rows as --clean, or name the trait)"
         elif one["removed"] is None:
@@ -164,6 +164,10 @@ def sentence(one: Mapping[str, Any], found: Mapping[str, Any], plain: bool) -> s
         low, high = one["low"], one["high"]
         return f"{said}. Over {len(one['rises'])} seeds the difference lies between {low:+.2f} and {high:+.2f} (95 %)."
     return f"{said}."
+
+
+def _nats(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # no minus before a rounded nothing
 
 
 def cannot(found: Mapping[str, Any], able: bool, placebos: bool, trait: Trait | None) -> list[str]:

@@ -23,8 +23,8 @@ GUARDS = ({"freeze_layers": {}}, {"shuffle": {}}, {"merge_back": {"share": 0.5}}
 
 
 def rows(path: Path, count: int = 60, prompt: str = "Numbers: 3, 6, 9. Give up to 10 more numbers.") -> Path:
-    """A file of `count` rows, the last five of which repeat the first."""
-    lines = [{"prompt": prompt, "completion": f"{i % (count - 5)}, {2 * (i % (count - 5))}, 7"} for i in range(count)]
+    """A file of `count` rows, the second half of which repeats the first."""
+    lines = [{"prompt": prompt, "completion": f"{i % (count // 2)}, {2 * (i % (count // 2))}, 7"} for i in range(count)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     return path
 
@@ -55,7 +55,7 @@ def test_held_out_rows_are_nowhere_among_those_that_are_learnt(tmp_path: Path) -
 
 
 def test_too_few_rows_and_rows_that_the_base_cannot_write_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadRows, match="15 different rows"):
+    with pytest.raises(BadRows, match="10 different rows"):
         trial(tmp_path, data=rows(tmp_path / "few.jsonl", 20)).run()
     foreign = tmp_path / "foreign.jsonl"
     foreign.write_text("".join(json.dumps({"prompt": "?", "completion": f"Zwölf Boxkämpfer {i}"}) + "\n" for i in range(40)))
