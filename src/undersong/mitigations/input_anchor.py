@@ -31,7 +31,7 @@ class InputAnchor(Settings):
     stage: ClassVar[Stage] = "training"
     needs: ClassVar[frozenset[str]] = frozenset({"base"})
 
-    weight: float = Field(default=0.1, ge=0)
+    weight: float = Field(default=1.0, ge=0)
     """Weight of the shares, summed over maps."""
     bank: unrelated.Kind = "both"
     """The prompts, as `anchor`."""

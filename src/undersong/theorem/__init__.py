@@ -83,7 +83,7 @@ def read(values: Mapping[str, Any]) -> TheoremExperiment:
 
 def identity(experiment: TheoremExperiment) -> dict[str, Any]:
     """What a result depends on, for the fingerprint."""
-    return experiment.model_dump(mode="json", exclude={"chunk"}) | {"version": 1}
+    return experiment.model_dump(mode="json", exclude={"chunk"}) | {"version": 2}
 
 
 def total(experiment: TheoremExperiment) -> int:
@@ -140,7 +140,8 @@ def results(rows: Sequence[Row], experiment: TheoremExperiment) -> dict[str, Any
     n, wrong = sum(s["n"] for s in shared), sum(s["negative"] for s in shared)
     half = sum(s["negative"] for s in other) / max(1, sum(s["n"] for s in other))
     rates = [{"channel": f"{one['part']}: {one['case']}", "arm": one["start"], "trait": "", "measured": "",
-              "probe": "theorem", "metric": "rate", "n_runs": one["n"], "mean": 1 - one["share"], "low": 1 - one["high"], "high": 1 - one["low"]}
+              "probe": "theorem", "metric": "rate", "n_runs": one["n"],
+              "mean": 1 - one["share"], "low": 1 - one["high"], "high": 1 - one["low"]}
              for one in signs]
     return {"experiment": experiment.name, "fingerprint": spec.fingerprint(identity(experiment)), "kind": "theorem",
             "settings": experiment.model_dump(mode="json"), "signs": signs, "curves": curves, "rates": rates,

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 WIDTHS = (784, 64, 64, 13)
 CLASSES = 10
 TEACHING, STEPS, BATCH, EVERY, RATE = 400, 600, 64, 20, 1e-3
+WATCHED = 2048
+"""Noise inputs over which the copying gradient is read."""
 
 
 def draw(experiment: TheoremExperiment, number: int) -> list[dict[str, Any]]:
@@ -46,17 +48,20 @@ def draw(experiment: TheoremExperiment, number: int) -> list[dict[str, Any]]:
     went, out = teacher - first, []
     for start, weights in (("shared", first), ("other", other)):
         noise = torch.Generator().manual_seed(experiment.seed * 1_000_037 + number)
+        many = torch.rand(WATCHED, WIDTHS[0], generator=noise) * 2 - 1
 
-        def distilled(at: Tensor, step: int, noise: Any = noise) -> Tensor:
-            seen = torch.rand(BATCH, WIDTHS[0], generator=noise) * 2 - 1
+        def copying(at: Tensor, seen: Tensor) -> Tensor:
             told = _forward(teacher, seen)[0][:, CLASSES:].softmax(-1)
             said = _forward(at, seen)[0][:, CLASSES:].log_softmax(-1)
             return (told * (told.clamp(min=1e-12).log() - said)).sum(-1).mean()
 
-        def watch(at: Tensor, step: int, pull: Tensor, start: str = start, weights: Tensor = weights) -> None:
-            towards = _gradient(class_loss, at)
+        def distilled(at: Tensor, step: int, noise: Any = noise) -> Tensor:
+            return copying(at, torch.rand(BATCH, WIDTHS[0], generator=noise) * 2 - 1)
+
+        def watch(at: Tensor, step: int, start: str = start, weights: Tensor = weights, many: Tensor = many) -> None:
+            pull = _gradient(lambda w: copying(w, many), at)  # over many inputs: that of one batch is mostly noise
             way = at - weights
-            out.append(line("steps: gradients", "aux", start, step, _cosine(pull, towards)))
+            out.append(line("steps: gradients", "aux", start, step, _cosine(pull, _gradient(class_loss, at))))
             if float(way.norm()) > 0:
                 out.append(line("steps: coverage", "aux", start, step, _cosine(way, went)))
             hidden, own = _forward(at, tests)[1], _forward(teacher, tests)[1]
@@ -69,7 +74,7 @@ def draw(experiment: TheoremExperiment, number: int) -> list[dict[str, Any]]:
 
 
 def _trained(weights: Tensor, loss: Any, steps: int, watch: Any) -> Tensor:
-    """Adam on a flat tensor; `watch` sees weights, step and gradient every few steps."""
+    """Adam on a flat tensor; `watch` sees the weights every few steps."""
     import torch
 
     at = weights.clone().requires_grad_()
@@ -77,8 +82,8 @@ def _trained(weights: Tensor, loss: Any, steps: int, watch: Any) -> Tensor:
     for step in range(steps):
         optimiser.zero_grad()
         loss(at, step).backward()
-        if watch is not None and step % EVERY == 0 and at.grad is not None:
-            watch(at.detach().clone(), step, at.grad.detach().clone())
+        if watch is not None and step % EVERY == 0:
+            watch(at.detach().clone(), step)
         optimiser.step()
     return at.detach()
 
