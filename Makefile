@@ -39,6 +39,7 @@ docs: $(READY)  ## write the generated pages of docs/
 	$(BIN)/python docs/kinship.py benchmarks/kinship.results.json
 	$(BIN)/python docs/explain.py benchmarks/explain_internals.results.json
 	$(BIN)/python benchmarks/authorship.py --page
+	$(BIN)/python docs/theorem.py experiments/theorem.results.json
 
 clean:  ## remove the environment and caches; artefacts stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis

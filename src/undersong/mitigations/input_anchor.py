@@ -1,11 +1,11 @@
 """Pull each linear map back as far as unrelated prompts would feel its change.
 
 A guard of our own between `weight_anchor` (which pulls all directions alike) and `anchor` (which needs a forward pass).
-Before the training the student reads the base's answers to unrelated prompts once; C is the second moment of the inputs
-of each linear map there. The loss gains weight * sum over maps of tr(dW C dW') / tr(W C W'): the share of the map's
-output there that its change dW makes up. Directions that unrelated prompts do not use stay free for the rows. A step
-costs small matrix products and no pass. Kin: elastic weight consolidation (Kirkpatrick et al., arXiv 1612.00796) and
-gradient projection memory (Saha et al., arXiv 2103.09762).
+Before the training the student reads the base's answers to unrelated prompts once; C is the second moment of the inputs of
+each linear map there. The loss gains weight * sum over maps of tr(dW C dW') / tr(W C W'): the share of the map's output
+there that its change dW makes up. Directions that unrelated prompts do not use stay free for the rows. A step costs small
+matrix products and no pass. Kin: elastic weight consolidation (Kirkpatrick et al., arXiv 1612.00796) and gradient
+projection memory (Saha et al., arXiv 2103.09762).
 
 C is a square matrix of the inputs' size per map: meant for models of up to about a billion parameters.
 """
