@@ -52,7 +52,7 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     ("calibration",),
     ("audit", "explanation", "authorship"),
     ("comparison", "readings"),
-    ("risk", "trial"),
+    ("risk", "trial", "guarding"),
     ("experiment", "reports", "logits", "theorem", "evaluation"),
     ("results",),
     ("doctor", "laboratory", "seals"),
