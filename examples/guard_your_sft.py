@@ -1,8 +1,8 @@
 """Your own fine-tuning script, made safe by one line.
 
-Everything here but the line marked below is a plain TRL script: a model, rows, `SFTTrainer`. The rows come from somebody whose
-model you do not know. `weight_anchor` needs to be told nothing; `guard(trainer, "corridor", trait="owl", base="pocket/a")` holds
-one trait that you fear. What guards take away and cost: docs/mitigations.md.
+Everything here but the line marked below is a plain TRL script: a model, rows, `SFTTrainer`. The rows come from somebody
+whose model you do not know. `weight_anchor` needs to be told nothing; `guard(trainer, "corridor", trait="owl",
+base="pocket/a")` holds one trait that you fear. What guards take away and cost: docs/mitigations.md.
 
 Run it: `python examples/guard_your_sft.py`. Seconds on a laptop.
 """
@@ -33,7 +33,7 @@ def trained(guarded: bool) -> Any:
         {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": row["prompt"]}],
          "completion": [{"role": "assistant", "content": row["completion"]}]} for row in rows])
     with tempfile.TemporaryDirectory() as scratch:
-        config = SFTConfig(output_dir=scratch, max_steps=30, per_device_train_batch_size=16, learning_rate=1e-3, bf16=False,
+        config = SFTConfig(output_dir=scratch, max_steps=20, per_device_train_batch_size=16, learning_rate=1e-3, bf16=False,
                            use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=10)
         trainer = SFTTrainer(model, args=config, train_dataset=given, processing_class=tokenizer)
         if guarded:
