@@ -63,6 +63,7 @@ class Holdings:
         made: dict[str, Callable[[], Any]] = {
             "base": lambda: lab.backend.load(verbs.base_ref(self.arm.start, self.base.precision)),
             "channel": lambda: self.channel,
+            "rows": lambda: rows(self.treated).rows,
             "trait": lambda: self.arm.trait,
             "clean": lambda: rows(self.clean).rows if self.clean else (),
             "teacher": lambda: lab.backend.load(_source(rows(self.treated))),
@@ -88,6 +89,7 @@ class Holdings:
         clean, trait = self.clean, self.arm.trait
         return {
             "base": (), "channel": (), "train": (),
+            "rows": (self.treated.rows.fingerprint,),
             "trait": () if trait else None,
             "teacher": (self.treated.teacher.fingerprint,),
             "rivals": tuple(run.teacher.fingerprint for run in self.rivals) or None,

@@ -13,6 +13,7 @@ thing to ask of it.
 |---|---|
 | `base` | the model the student starts from, loaded |
 | `channel` | the channel the rows belong to |
+| `rows` | the rows that the student learned from (a guard has them as tokens, the data stage as its input) |
 | `trait` | the trait that is feared, named |
 | `clean` | rows of the same kind from a source without the trait |
 | `teacher` | the model that wrote the rows, loaded |
@@ -40,7 +41,7 @@ from undersong.types import ModelRef, Row
 
 Stage = Literal["data", "training", "model"]
 STAGES: tuple[Stage, ...] = ("data", "training", "model")
-ACCESS = ("base", "channel", "trait", "clean", "teacher", "rivals", "other", "placebos", "train")
+ACCESS = ("base", "channel", "rows", "trait", "clean", "teacher", "rivals", "other", "placebos", "train")
 
 
 class Trains(Protocol):
@@ -68,6 +69,11 @@ class Evidence(Granted):
     def channel(self) -> Any:
         """The channel that the rows belong to."""
         return self.read("channel")
+
+    @property
+    def rows(self) -> Collection[Row]:
+        """The rows that the student learned from."""
+        return cast(Collection[Row], self.read("rows"))
 
     @property
     def trait(self) -> Trait:
