@@ -169,6 +169,7 @@ class Experiment:
                 arm = dataclasses.replace(main, name=name, change=change)
                 if getattr(change, "elsewhere", False):
                     arm = dataclasses.replace(arm, start=self._elsewhere(change))
+                if getattr(change, "elsewhere", False) or getattr(change, "twin", False):
                     out.append(dataclasses.replace(arm, name=f"{name}:no_trait", trait=None))
                 out.append(arm)
         return out

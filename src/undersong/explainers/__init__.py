@@ -11,6 +11,7 @@ what it `may_use` besides, and is handed no more than that.
 | `teacher` | the model that wrote the rows, loaded |
 | `rivals` | teachers of other traits, loaded one by one |
 | `rows` | the rows the student learned from, one collection per run |
+| `clean` | rows of the no-trait teacher, one collection per run |
 | `trait` | the trait that is known to be there |
 
 `undersong explain` holds the first five; an experiment's artefacts hold them all. An Explanation has a sentence for people,
@@ -30,7 +31,7 @@ from undersong.evidence import Granted
 from undersong.traits import Trait
 from undersong.types import Chat, Explanation, Row
 
-ACCESS = ("base", "model", "prompts", "questions", "placebos", "teacher", "rivals", "rows", "trait")
+ACCESS = ("base", "model", "prompts", "questions", "placebos", "teacher", "rivals", "rows", "clean", "trait")
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,11 @@ class Evidence(Granted):
     def rows(self) -> tuple[Collection[Row], ...]:
         """The rows the student learned from, one collection per run."""
         return cast(tuple[Collection[Row], ...], self.read("rows"))
+
+    @property
+    def clean(self) -> tuple[Collection[Row], ...]:
+        """Rows of the no-trait teacher, one collection per run."""
+        return cast(tuple[Collection[Row], ...], self.read("clean"))
 
     @property
     def trait(self) -> Trait:

@@ -112,7 +112,7 @@ class Evidence(Granted):
 
 
 class Mitigation(Protocol):
-    """What every mitigation declares. `may_use` and `elsewhere` may be left out."""
+    """What every mitigation declares. `may_use`, `elsewhere` and `twin` may be left out."""
 
     stage: ClassVar[Stage]
     needs: ClassVar[frozenset[str]]
@@ -121,6 +121,8 @@ class Mitigation(Protocol):
     """The tokens that it reads where they are there."""
     elsewhere: ClassVar[bool]
     """Whether students start from `other` instead of the base (stage `training`)."""
+    twin: ClassVar[bool]
+    """Whether its arm comes with one on the no-trait teacher's rows, because it moves students by itself."""
 
 
 class DataMitigation(Mitigation, Protocol):
