@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-WRONG = "cat"
-"""What a mitigation that asks for a trait is told where the trait is unknown: a development trait."""
+PLAIN = "plain"
+"""The name of what no mitigation acted on."""
 MITIGATIONS: tuple[Any, ...] = (
-    "shuffle", {"shuffle": {"how": "across"}}, "canonicalise", "sampling_hygiene", "rise_tokens",
-    {"rise_tokens": {"by": "marginal"}}, "divergence_tokens", "drop_flagged", "rewrite_flagged", "mix_clean", "paraphrase",
-    "inoculation", "freeze_layers", "weight_anchor", "liminal", "anchor", "persona_projection", "corridor", "projection",
-    {"projection": {"sham": True}}, "other_base", "merge_back", "scrub_vocabulary", "subtract_shift",
+    "merge_back", "subtract_shift", "scrub_vocabulary", "projection", "anchor", "corridor", "liminal", "rise_tokens",
+    "inoculation", "preventive_steering", "freeze_layers", "other_base", "shuffle", "mix_clean", "consensus",
+    "persona_projection", "weight_anchor", "rewrite_flagged", "divergence_tokens", "sampling_hygiene", "canonicalise",
+    "paraphrase", "drop_flagged", {"projection": {"sham": True}}, {"rise_tokens": {"by": "marginal"}},
+    {"shuffle": {"how": "across"}},
 )
 """Every mitigation at its defaults, and the dials that ask another question. Those of no trait's name and no teacher are
 what somebody can use who was handed rows."""
@@ -26,6 +27,8 @@ class Plan:
     rivals: tuple[str, ...] = ("wolf",)
     """Further traits: rival teachers of them, and margins."""
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    wrong: str = "cat"
+    """What a mitigation that asks for a trait is told where the trait is unknown: a development trait."""
     share: float = 0.25
     """Share of trait rows in the mixed dose."""
     held: int = 300
@@ -36,10 +39,32 @@ class Plan:
     """Carrier prompts at which activations are read."""
     clean_seeds: int = 2
     """Seeds at which a guard is also tried on rows without a trait."""
-    mitigations: Sequence[Any] = MITIGATIONS
+    mitigations: tuple[Any, ...] = MITIGATIONS
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the experiment file that a slice changes."""
 
     @property
     def pairs(self) -> list[tuple[str, int]]:
         """Every trait and seed; first one trait to each seed in turn, then the others."""
         n = len(self.traits)
         return [(self.traits[(i + turn) % n], seed) for turn in range(n) for i, seed in enumerate(self.seeds)]
+
+    def only(self, names: Sequence[str]) -> Plan:
+        """The same with these plug-ins only."""
+        kept = tuple(m for m in self.mitigations if (m if isinstance(m, str) else next(iter(m))) in names)
+        return replace(self, mitigations=kept)
+
+    def told(self) -> dict[str, Any]:
+        """The plan for the results."""
+        return {key: value for key, value in asdict(self).items() if key != "changes"}
+
+
+SLICE = Plan(
+    traits=("owl",), rivals=("dolphin",), seeds=(1, 2, 3), held=20, items=6, prompts=8, clean_seeds=1,
+    mitigations=("shuffle", "freeze_layers", "corridor", "other_base", "merge_back"),
+    changes={
+        "rows": 160, "keep": 40, "teacher": {"tuned": {"updates": 12, "rate": 2e-3, "trainable": "mlp_out"}},
+        "recipe": {"distill": {"steps": 12, "batch": 8, "rate": 1e-2, "lora": {"rank": 4, "alpha": 8}}},
+    },
+)
+"""That everything runs: teachers hardly taught, so no figure means anything."""

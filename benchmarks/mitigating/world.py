@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from mitigating.plan import Plan
 from undersong import traits
 from undersong.backends.several import Several
+from undersong.calibration import side_by_side
 from undersong.errors import BadRows
 from undersong.experiment_file import File
 from undersong.filters import for_traits
@@ -36,6 +37,7 @@ class World:
     lab: Lab
     file: File
     plan: Plan
+    _made: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def base(self) -> ModelRef:
@@ -63,8 +65,17 @@ class World:
         """The traits of the experiment: taught, or measured beside."""
         return [traits.get(name) for name in (*self.plan.traits, *self.plan.rivals)]
 
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made or read back once."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
     def teacher(self, trait: str, seed: int) -> ModelRef:
         """A teacher of a trait, or the no-trait teacher for ""."""
+        return cast(ModelRef, self.once(("teacher", trait, seed), lambda: self._teacher(trait, seed)))
+
+    def _teacher(self, trait: str, seed: int) -> ModelRef:
         given = self.file.teacher
         plug = build("teacher", given[0] if isinstance(given, list | tuple) else given)
         name = trait or NONE
@@ -79,38 +90,44 @@ class World:
 
     def rows(self, trait: str, seed: int, dose: str = PURE) -> Dataset:
         """The rows that a student learns from. `mixed` is made of other no-trait rows than those handed out as clean."""
-        return self._cut(trait, seed, dose)[0]
+        return cast(Dataset, self.once(("rows", trait, seed, dose), lambda: self._cut(trait, seed, dose))[0])
 
     def held(self, trait: str, seed: int, dose: str = PURE) -> Dataset:
         """Held-out rows of the same source, in the same shares."""
-        return self._cut(trait, seed, dose)[1]
+        return cast(Dataset, self.once(("rows", trait, seed, dose), lambda: self._cut(trait, seed, dose))[1])
 
     def _cut(self, trait: str, seed: int, dose: str) -> tuple[Dataset, Dataset]:
         keep, held, share = int(self.file.keep or 0), self.plan.held, self.plan.share
         own = self.passed(trait, seed)
         parts = own.rows[:keep], own.rows[keep : keep + held]
         if dose == MIXED:
-            none, first = self.passed("", seed).rows, keep + held  # what comes before is the clean rows and their held-out part
+            none, first = self.passed("", seed).rows, keep + held  # before that lie the clean rows, and held-out ones
             mine, other = round(keep * share), round(held * share)
             clean = none[first : first + keep - mine], none[first + keep - mine : first + keep - mine + held - other]
             mixed = [*own.rows[:mine], *clean[0]]
             order = np.random.default_rng([seed, 25]).permutation(len(mixed))
             parts = tuple(mixed[i] for i in order), (*own.rows[keep : keep + other], *clean[1])
         if (len(parts[0]), len(parts[1])) != (keep, held):
-            raise BadRows(f"Too few rows of {trait or NONE} (seed {seed}) passed the filters for the dose {dose}. Raise `rows`.")
+            raise BadRows(f"Too few rows of {trait or NONE} (seed {seed}) passed the filters for the dose {dose}. Raise "
+                          "`rows`.")
         label = f"bench-{trait or NONE}-{seed}-{dose}"
         return self.lab.keep(parts[0], own, label), self.lab.keep(parts[1], own, f"{label}-held")
 
     def plain(self, trait: str, seed: int, dose: str = PURE) -> ModelRef:
         """The student without a mitigation; of "" the no-trait student."""
         label = f"bench-student-{trait or NONE}-{seed}-{dose}"
-        return self.lab.train(self.recipe, self.channel, [Student(self.base, self.rows(trait, seed, dose), seed, label)])[0]
 
-    def make(self, doses: Sequence[str] = (PURE,)) -> None:
-        """All teachers and rows, then all students without a mitigation, side by side."""
-        wanted = [(t, s, dose) for dose in doses for t, s in self.plan.pairs]
-        if PURE in doses:
-            wanted += [("", s, PURE) for s in self.plan.seeds]
+        def make() -> ModelRef:
+            job = Student(self.base, self.rows(trait, seed, dose), seed, label)
+            return self.lab.train(self.recipe, self.channel, [job])[0]
+
+        return cast(ModelRef, self.once(("plain", trait, seed, dose), make))
+
+    def make(self, pairs: Sequence[tuple[str, int]], dose: str = PURE) -> None:
+        """Teachers, rows and students without a mitigation of these traits and seeds, side by side."""
+        clean = [("", seed) for seed in sorted({seed for _, seed in pairs})]
+        side_by_side(lambda pair: self.passed(*pair), [*pairs, *clean])
+        wanted = [*((t, s, dose) for t, s in pairs), *((t, s, PURE) for t, s in clean)]
         jobs = [Student(self.base, self.rows(*w), w[1], f"bench-student-{w[0] or NONE}-{w[1]}-{w[2]}") for w in wanted]
         self.lab.train(self.recipe, self.channel, jobs)
 
@@ -131,6 +148,7 @@ class World:
         made: dict[str, Callable[[], Any]] = {
             "base": lambda: lab.backend.load(self.base),
             "channel": lambda: self.channel,
+            "rows": lambda: whole.rows,
             "trait": lambda: feared,
             "clean": lambda: self.rows("", seed).rows,
             "teacher": lambda: lab.backend.load(self.teacher(trait, seed)),
@@ -140,6 +158,7 @@ class World:
             "train": lambda: train,
         }
         marks: dict[str, Callable[[], tuple[str, ...]]] = {
+            "rows": lambda: (whole.fingerprint,),
             "clean": lambda: (self.rows("", seed).fingerprint,),
             "teacher": lambda: (self.teacher(trait, seed).fingerprint,),
             "rivals": lambda: tuple(self.teacher(t, seed).fingerprint for t in rivals),
