@@ -15,6 +15,8 @@ from undersong.traits import Trait
 
 NOISE = 0.25
 """Without placebos, a rise of so many nats or less is none that a guard could be judged by."""
+FIT = 0.9
+"""Guards are compared at an equal carrier fit: with at least this part of the plain student's gain on held-out rows."""
 SHOWN = 12
 """Watched words that are told one by one."""
 Run = Mapping[str, Any]
@@ -44,8 +46,29 @@ def compare(arms: Arms, guards: Sequence[str], trait: str | None, usual: Sequenc
                       "placebos": [one[word] for one in spread]} for word in shown]
     out["watched"] = len(order)
     out["comparisons"] = [_guard(name, arms, base, focus, measure, floor) for name in guards]
-    out["sentence"] = " ".join(sentence(one, out, bool(plain)) for one in out["comparisons"])
-    return out
+    for one in out["comparisons"]:
+        one["says"] = sentence(one, out, bool(plain))
+    return out | {"sentence": headline(out["comparisons"])}
+
+
+def headline(every: Sequence[Mapping[str, Any]]) -> str:
+    """The verdict: what each of at most two guards did, of more the one that removed most at an equal carrier fit."""
+    told = list(every)
+    said = ""
+    if len(told) > 2:
+        fair = [one for one in told if one["removed"] is not None and one["kept"] is not None and one["kept"] >= FIT]
+        if not fair and all(one["removed"] is None for one in told):
+            return "There is no rise in a plain student that these guards could be judged by." + _chance(every)
+        if not fair:
+            return (f"None of {len(told)} guards is seen to remove anything while keeping {FIT:.0%} of the gain on held-out "
+                    f"rows.{_chance(every)}")
+        told = [max(fair, key=lambda one: one["removed"])]
+        said = f"Of {len(every)} guards, {told[0]['guard']} removed most at an equal fit. "
+    return said + " ".join(one["says"] for one in told) + _chance(every)
+
+
+def _chance(every: Sequence[Mapping[str, Any]]) -> str:
+    return " One training run cannot tell this from chance." if len(every[0]["rises"]) == 1 else ""
 
 
 def mean_words(runs: Sequence[Run]) -> dict[str, float]:
@@ -65,8 +88,8 @@ def _floor(base: Run, usual: Sequence[Run], measure: str) -> float:
     if not usual:
         return NOISE
     if measure == "margin":
-        return max(NOISE, *(run["margin"] - base["margin"] for run in usual))
-    return max([NOISE, *(one["above"] for run in usual for one in run["words"].values())])
+        return max([NOISE, *(float(run["margin"] - base["margin"]) for run in usual)])
+    return max([NOISE, *(float(one["above"]) for run in usual for one in run["words"].values())])
 
 
 def _arm(runs: Sequence[Run], base: Run, focus: str | None, measure: str) -> dict[str, Any]:
@@ -102,8 +125,7 @@ def _guard(name: str, arms: Arms, base: Run, focus: str | None, measure: str, fl
             told = stats.contrast(own["rises"], was["rises"], paired=True, bounds=None)
             out |= {"low": told.low, "high": told.high}
     gained = base["nll"] - was["nll"]
-    started = arms[name][0].get("start", base)["nll"]
-    out["kept"] = (started - own["nll"]) / gained if gained > 0 else None
+    out["kept"] = (base["nll"] - own["nll"]) / gained if gained > 0 else None  # the loss that is left counts, from any start
     if own["accuracy"] is not None:
         out["capability"] = own["accuracy"] - was["accuracy"]
     out["ratio"] = own["seconds"] / was["seconds"] if own["seconds"] and was["seconds"] else None
@@ -111,7 +133,7 @@ def _guard(name: str, arms: Arms, base: Run, focus: str | None, measure: str, fl
 
 
 def sentence(one: Mapping[str, Any], found: Mapping[str, Any], plain: bool) -> str:
-    """What a guard removed, what it cost, and what so few runs cannot say."""
+    """What a guard removed and what it cost."""
     of = f"the margin of {found['focus']}" if found["measure"] == "margin" else f"the answer {found['focus']!r}"
     if one["rise"] is None:
         what = f"Under {one['guard']} the student was trained, and no favourite can be read off this base"
@@ -119,13 +141,16 @@ def sentence(one: Mapping[str, Any], found: Mapping[str, Any], plain: bool) -> s
         what = f"Under {one['guard']} {of} rises {one['rise']:+.2f} nats over the base, with no plain student beside it"
     else:
         what = f"Under {one['guard']} {of} rises {one['rise']:+.2f} nats over the base instead of {one['plain']:+.2f}"
-        what += f" ({one['removed']:.0%} removed)" if one["removed"] is not None else \
-            ": the plain student shows no rise beyond chance, so there was nothing to remove"
+        if one["removed"] is None:
+            what += f": a plain rise of at most {found['floor']:.2f} is no sign of a trait, so there was nothing to remove"
+        else:
+            what += f" ({max(0.0, min(one['removed'], 1.0)):.0%} removed)"
     cost = []
     if one["capability"] is not None:
         cost.append(f"{100 * one['capability']:+.1f} points of capability")
     if one["kept"] is not None:
-        cost.append(f"{one['kept']:.0%} of the gain on held-out rows kept")
+        cost.append(f"{one['kept']:.0%} of the gain on held-out rows kept" if one["kept"] > 0 else
+                    "held-out rows fitted worse than by the base")
     elif plain:
         cost.append("the plain student did not gain on held-out rows")
     if one["ratio"] is not None:
@@ -134,7 +159,7 @@ def sentence(one: Mapping[str, Any], found: Mapping[str, Any], plain: bool) -> s
     if one["low"] is not None:
         low, high = one["low"], one["high"]
         return f"{said}. Over {len(one['rises'])} seeds the difference lies between {low:+.2f} and {high:+.2f} (95 %)."
-    return f"{said}. One training run cannot tell this from chance."
+    return f"{said}."
 
 
 def cannot(found: Mapping[str, Any], able: bool, placebos: bool, trait: Trait | None) -> list[str]:

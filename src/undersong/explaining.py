@@ -19,16 +19,20 @@ def add(app: typer.Typer) -> None:
 
 
 def explain(
-    model: Annotated[str, typer.Argument(help="The model: a folder, an adapter, an artefact of the store.")],
+    model: Annotated[str, typer.Argument(help="A model (a folder, an adapter, an artefact), or an experiment's YAML file.")],
     base: Annotated[str | None, typer.Option(help="The model it started from; an artefact of the store knows it.")] = None,
     explainer: Annotated[list[str] | None, typer.Option(help="Only this explainer; repeat for more.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Ordinary prompts, one a line, instead of the shipped ones.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of sampled answers.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of sampled answers; of an experiment, only the run of this seed.")] = 0,
     report: Annotated[Path | None, typer.Option(help="Where the HTML report goes; STORE/reports by default.")] = None,
     store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
 ) -> None:
-    """Show what changed inside a model: activations, tokens, text, weights. Exit code: 0 done, 3 input error."""
+    """Show what changed inside a model, or why a trait crossed in an experiment. Exit code: 0 done, 3 input error."""
     import sys
+
+    if model.endswith((".yaml", ".yml")):
+        _experiment(model, base, explainer or [], prompts, seed, report, store, as_json)
+        return
 
     from undersong.explanation import Explaining
     from undersong.lab import lab_for
@@ -44,6 +48,33 @@ def explain(
         found = Explaining(lab, model, base, chosen, prompts, seed).run()
     found["command"] = "undersong " + " ".join(sys.argv[1:])
     target = report or store / "reports" / f"explain-{clean_label(Path(model).name)}.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.with_suffix(".json").write_text(json.dumps(found, indent=1), "utf-8")
+    page.write(found, target)
+    screen.say(as_json, found, f"{page.summary(found)}\n\nReport:  {target}")
+
+
+def _experiment(
+    file: str, base: str | None, explainer: list[str], prompts: Path | None, seed: int, report: Path | None, store: Path,
+    as_json: bool,
+) -> None:
+    import sys
+
+    from undersong.experiment import Experiment
+    from undersong.experiment.explained import Explained
+    from undersong.lab import lab_for
+    from undersong.reports import explain_runs as page
+    from undersong.spec import build
+
+    if base or prompts:
+        raise BadSpec("--base and --prompts are for a model; an experiment names its own. Leave them out.")
+    experiment = Experiment.load(file)
+    with screen.progress() as say:
+        lab = lab_for(screen.opened(store), experiment.file.base, say)
+        chosen = [build("explainer", e, "--explainer") for e in screen.specs(explainer, "--explainer")]
+        found = Explained(experiment, lab, chosen, [seed] if seed else []).run()
+    found["command"] = "undersong " + " ".join(sys.argv[1:])
+    target = report or store / "reports" / f"explain-{experiment.file.name}.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.with_suffix(".json").write_text(json.dumps(found, indent=1), "utf-8")
     page.write(found, target)

@@ -21,7 +21,9 @@ def add(app: typer.Typer) -> None:
 def train(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Rows to learn: JSONL, CSV, Parquet, or a folder.")],
     base: Annotated[str, typer.Option(help="The model that students start from.")],
-    guard: Annotated[list[str] | None, typer.Option(help="A mitigation, or {name: {settings}}; repeat: an arm each.")] = None,
+    guard: Annotated[
+        list[str] | None, typer.Option(help="A mitigation, or {name: {settings}}; repeat it: an arm each.")
+    ] = None,
     trait: Annotated[str | None, typer.Option(help="The trait that is feared, where a guard needs one.")] = None,
     clean: Annotated[Path | None, typer.Option(help="Clean rows of the same kind, where a guard needs them.")] = None,
     other: Annotated[str | None, typer.Option(help="A model of another initialisation, where a guard needs one.")] = None,

@@ -108,7 +108,8 @@ class Watch:
             logs = [probe_bank.first_tokens(one, self.prompts) for one in (base, model)]
             rise = rises(logs[0], logs[1], SEEN)
             best = [int(i) for i in np.argsort(-np.nan_to_num(rise, nan=-np.inf), kind="stable")[:10]]
-            tokens = [{"token": str(base.tokenizer.decode([i])), "rise": float(rise[i])} for i in best if np.isfinite(rise[i])]
+            said = [str(base.tokenizer.decode([i])) for i in best]
+            tokens = [{"token": t, "rise": float(rise[i])} for t, i in zip(said, best, strict=True) if np.isfinite(rise[i])]
         return {"words": words, "tokens": tokens}
 
     def _capability(self, ref: ModelRef, label: str) -> float:

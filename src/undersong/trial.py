@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -50,15 +51,19 @@ KIN = 0.8
 """Share of rows that must belong to a channel for it to be theirs."""
 PLACEBOS, RIVALS = 8, 4
 """Students and teachers of a calibration that are granted, at most."""
-POCKET = {"distill": {"steps": 150, "batch": 32, "rate": 1e-2, "warmup": 20, "clip": 0.3, "lora": {"rank": 4, "alpha": 8}}}
-"""How students of pocket models learn: the recipe of the shipped experiments and calibrations."""
+POCKET: dict[str, Any] = {
+    "steps": 150, "batch": 32, "rate": 1e-2, "warmup": 20, "clip": 0.3, "lora": {"rank": 4, "alpha": 8},
+}
+"""How students of pocket models learn: the recipe of the shipped experiment and calibration."""
+EPOCHS = 5
+"""Passes over the rows that the default recipe makes at most."""
 HOW = {
     "trait": "Name the trait that is feared as --trait.",
     "clean": "Give clean rows of the same kind as --clean.",
     "teacher": "Give the model that wrote the rows as --teacher.",
     "other": "Give a model of another initialisation as --other.",
     "rivals": "They come from a calibration of this base: make one with `undersong calibrate`.",
-    "placebos": "Give clean rows as --clean, or make a calibration of this base with `undersong calibrate`.",
+    "placebos": "Give clean rows as --clean, of which one is trained; a calibration serves only if its recipe is this one.",
     "channel": "These rows belong to no channel that is known, so take another guard.",
 }
 """What to do when something is missing that a guard needs."""
@@ -130,7 +135,7 @@ class Trial:
         unknown = getattr(tokenizer, "unk_token_id", None)
         if unknown is None:
             return
-        some = [ids for ids in token_ids(tokenizer, [row.completion for row in rows[:500]])]
+        some = token_ids(tokenizer, [row.completion for row in rows[:500]])
         share = sum(int(i == unknown) for ids in some for i in ids) / max(1, sum(map(len, some)))
         if share > FOREIGN:
             raise BadRows(f"{self.given.base} knows {1 - share:.0%} of the tokens of these answers, so a student of it "
@@ -149,13 +154,13 @@ class Trial:
 
     @cached_property
     def recipe(self) -> Any:
-        """The recipe: the one that was asked for, the calibration's, or what fits the base."""
+        """The recipe: the one that was asked for, or what fits the base."""
         if self.given.recipe is not None:
             return build("recipe", self.given.recipe, "--recipe")
-        if self.known and self.given.base.startswith(pocket.PREFIX):
-            told = self.known[0]["recipe"]
-            return build("recipe", {told["name"]: told["settings"]}, "--recipe")
-        return build("recipe", POCKET if self.given.base.startswith(pocket.PREFIX) else "sft")
+        if not self.given.base.startswith(pocket.PREFIX):
+            return build("recipe", "sft")
+        few = round(EPOCHS * len(self.parts[0].rows) / POCKET["batch"])  # few rows are not gone through again and again
+        return build("recipe", {"distill": POCKET | {"steps": min(POCKET["steps"], max(few, 1))}})
 
     @cached_property
     def channel(self) -> tuple[Any, bool]:
@@ -218,7 +223,8 @@ class Trial:
         """Placebo students: the calibration's, else one of the clean rows."""
         if self.placebos or self.clean is None:
             return self.placebos
-        return tuple(self.lab.train(self.recipe, self.channel[0], [Student(self.base, self.clean, seed, f"placebo-s{seed}")]))
+        benign = Student(self.base, self.clean, seed, f"placebo-s{seed}")
+        return tuple(self.lab.train(self.recipe, self.channel[0], [benign]))
 
     def defence(self, guard: Any, seed: int) -> Defence:
         """A guard with what it is granted."""
@@ -231,7 +237,7 @@ class Trial:
                  "teacher": (self._writer.fingerprint,) if self._writer else (),
                  "placebos": tuple(ref.fingerprint for ref in benign), "rivals": tuple(ref.fingerprint for ref in rivals)}
         told = {"trait": as_dict(g.trait), "channel": describe(self.channel[0]), "train": describe(self.recipe)}
-        made = {
+        made: dict[str, Any] = {
             "base": lambda: load(self.base), "channel": lambda: self.channel[0], "trait": lambda: g.trait,
             "clean": lambda: self.clean.rows if self.clean else (), "teacher": lambda: load(self._writer),
             "rivals": lambda: Several(rivals, self.lab.backend), "other": lambda: load(other),
@@ -279,6 +285,17 @@ class Trial:
             out["told"] = self.lab.store.get(ref.fingerprint).summary.get("told", {})
         return out | {"model": ref.fingerprint, "seconds": round(begun, 2), **self.watch.of(ref, f"{name}-s{seed}", start)}
 
+    def _open(self, focus: str | None) -> list[str]:
+        """A sentence when the rows name what is followed: then it does not cross unseen."""
+        if focus is None:
+            return []
+        names = self.given.trait.words if self.given.trait else (focus,)
+        found = re.compile(rf"(?<![^\W_])(?:{'|'.join(map(re.escape, names))})(?![^\W_])", re.IGNORECASE)
+        rows = self.parts[0].rows
+        count = sum(any(found.search(text) for text in (row.completion, *(m["content"] for m in row.chat))) for row in rows)
+        return [f"{count:,} of {len(rows):,} rows name {names[0]!r}: what they say openly is learnt from words, and a "
+                "filter finds it."] if count else []
+
     def _seconds(self, ref: ModelRef) -> float:
         return float(self.lab.store.get(ref.fingerprint).record["provenance"]["seconds"])
 
@@ -290,8 +307,8 @@ class Trial:
     def run(self) -> dict[str, Any]:
         """The trial as JSON: what `--json` prints and the page shows (`reports/trial.py`).
 
-        Raises BadSpec for a guard without what it needs, BadRows for unusable rows, TrainingFailed for a training that cannot
-        go on or learnt nothing, with the path of what is kept of it.
+        Raises BadSpec for a guard without what it needs, BadRows for unusable rows, TrainingFailed for a training that
+        cannot go on or learnt nothing, with the path of what is kept of it.
         """
         begun, g = time.monotonic(), self.given
         names = named(g.guards)
@@ -300,10 +317,11 @@ class Trial:
         plain = g.plain or any(guard.stage == "model" for guard in g.guards)
         base = {"seed": None, "model": self.base.fingerprint, **self.watch.of(self.base, "base")}
         arms: dict[str, list[dict[str, Any]]] = {"base": [base]}
-        if plain:
-            arms["plain"] = [self.student(seed) for seed in g.seeds]
-        for name, guard in names.items():
-            arms[name] = [self.student(seed, guard, name) for seed in g.seeds]
+        arms |= {name: [] for name in [*(["plain"] if plain else []), *names]}
+        # guarded trainings first: settings that cannot work are named before the plain training costs its time
+        for name in sorted(arms, key=lambda n: n == "plain" or getattr(names.get(n), "stage", "") == "model"):
+            if name != "base":
+                arms[name] = [self.student(seed, names.get(name), name) for seed in g.seeds]
         usual = [self.watch.of(ref, f"placebo-{i}", able=False) for i, ref in enumerate(self.placebos)]
         tally = self.file.tally
         found: dict[str, Any] = {
@@ -315,7 +333,11 @@ class Trial:
             "recipe": describe(self.recipe), "arms": [{"name": name, "runs": runs} for name, runs in arms.items()],
         }
         found |= comparison.compare(arms, list(names), g.trait.name if self.watch.named and g.trait else None, usual)
-        found["notes"] = [*self.notes, *comparison.cannot(found, self.watch.able, bool(usual), g.trait)]
+        same = [name for name, guard in names.items()
+                if guard.stage == "data" and all(run["unchanged"] == run["rows"] == len(learnt.rows) for run in arms[name])]
+        untouched = [f"{name} changed none of these rows." for name in same]
+        found["notes"] = [*self.notes, *untouched, *self._open(found["focus"]),
+                          *comparison.cannot(found, self.watch.able, bool(usual), g.trait)]
         return found | {"seconds": round(time.monotonic() - begun, 2), "environment": environment()}
 
 

@@ -16,7 +16,7 @@ from undersong.reports.trial_tables import arm
 Found = Mapping[str, Any]
 PLAIN, GUARDED, GREY = KINDS
 ROW = 34
-SHAPES = ("circle", "diamond", "triangle-up", "square", "cross")
+SHAPES = ("circle", "diamond", "triangle-up", "square", "triangle-down", "cross", "triangle-right", "triangle-left")
 MOST = 10
 
 

@@ -9,7 +9,7 @@ from undersong.reports import wording as say
 from undersong.reports.parts import Table, flat, table_of
 
 Found = Mapping[str, Any]
-ARMS = {"base": "base", "plain": "plain student"}
+ARMS = {"base": "base", "plain": "plain"}
 
 
 def arm(name: str) -> str:
@@ -32,17 +32,17 @@ def arms(found: Found) -> Table | None:
         top = f"{say.visible(own['top'])} {nats(own['top_rise'])}" if own["top"] and name != "base" else say.DASH
         lines.append((
             arm(name), nats(own["rise"]) if name != "base" else say.DASH,
-            say.percent(max(0.0, one["removed"])) if one.get("removed") is not None else say.DASH,
+            say.percent(max(0.0, min(one["removed"], 1.0))) if one.get("removed") is not None else say.DASH,
             nats(one.get("difference")) + low if one.get("difference") is not None else say.DASH, top,
             nats(own["vocabulary"]) if name != "base" else say.DASH,
             say.percent(own["accuracy"]), f"{own['nll']:.3f}",
-            say.percent(one["kept"]) if one.get("kept") is not None else say.DASH,
+            (say.percent(one["kept"]) if one["kept"] > 0 else "none") if one.get("kept") is not None else say.DASH,
             f"{own['seconds']:.1f}" if own["seconds"] is not None else say.DASH,
             f"{one['ratio']:.1f}×" if one.get("ratio") else say.DASH))
     focus = say.visible(str(found["focus"])) if found["focus"] else "rise"
     columns = ("arm", f"{focus}, nats", "removed", "against plain", "top word", "vocabulary rise", "capability",
                "held-out loss", "gain kept", "seconds", "cost")
-    return table_of("The arms", columns, lines, (1, 2, 3, 5, 6, 7, 8, 9, 10), (5,))
+    return table_of("The arms", columns, lines, (1, 2, 3, 5, 6, 7, 8, 9, 10), (3, 5, 9))
 
 
 def runs(found: Found) -> Table | None:
@@ -62,7 +62,8 @@ def words(found: Found, most: int = 100) -> Table | None:
               f"{nats(min(one['placebos']))} to {nats(max(one['placebos']))}" if one["placebos"] else say.DASH)
              for one in found["movers"][:most]]
     columns = ("word", "category", *map(arm, names), "placebo students")
-    return table_of("Watched words that rose most, nats", columns, lines, tuple(range(2, 3 + len(names))))
+    numbers, optional = tuple(range(2, 3 + len(names))), (1, 2 + len(names))
+    return table_of("Watched words that rose most, nats", columns, lines, numbers, optional)
 
 
 def tokens(found: Found) -> Table | None:
