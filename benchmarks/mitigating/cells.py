@@ -85,10 +85,14 @@ class Bench:
             refs = self.students(todo)
         except UndersongError:  # one of them: each by itself says which
             refs = [self._alone(cell) for cell in todo]
-        for cell, ref in zip(todo, refs, strict=True):
-            with self.world.lab.store.open("cells", self._label(cell), *self._identity(cell)) as artefact:
-                artefact.write_json("said", {"failed": ref} if isinstance(ref, str) else self._read(cell, ref))
-                artefact.finish({})
+        reading.questions(self.world), reading.carriers(self.world)  # made before threads ask for them
+        self.world.side_by_side(lambda pair: self._keep(*pair), list(zip(todo, refs, strict=True)))
+
+    def _keep(self, cell: Cell, ref: ModelRef | str) -> None:
+        said = {"failed": ref} if isinstance(ref, str) else self._read(cell, ref)
+        with self.world.lab.store.open("cells", self._label(cell), *self._identity(cell)) as artefact:
+            artefact.write_json("said", said)
+            artefact.finish({})
 
     def students(self, cells: Sequence[Cell]) -> list[ModelRef]:
         """The final model of every cell."""
@@ -125,7 +129,7 @@ class Bench:
 
     def _read(self, cell: Cell, ref: ModelRef) -> dict[str, Any]:
         held = self.world.held(cell.trait, cell.seed, cell.dose)
-        return {**reading.look(self.world, ref), "fit": reading.fit(self.world, ref, held)}
+        return reading.read(self.world, ref, held)
 
     def reference(self, what: str, trait: str, seed: int, dose: str = PURE) -> dict[str, Any]:
         """The same figures of an unmitigated model: `plain` (of "" the no-trait student) or the `base`."""
@@ -133,7 +137,7 @@ class Bench:
 
         def make() -> dict[str, Any]:
             ref = world.plain(trait, seed, dose) if what == PLAIN else world.base
-            return {**reading.look(world, ref), "fit": reading.fit(world, ref, world.held(trait, seed, dose))}
+            return reading.read(world, ref, world.held(trait, seed, dose))
 
         return dict(world.once(("read", what, trait, seed, dose), make))
 

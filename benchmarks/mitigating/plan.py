@@ -9,11 +9,11 @@ from typing import Any
 PLAIN = "plain"
 """The name of what no mitigation acted on."""
 MITIGATIONS: tuple[Any, ...] = (
-    "merge_back", "subtract_shift", "scrub_vocabulary", "projection", "anchor", "corridor", "liminal", "rise_tokens",
-    "inoculation", "preventive_steering", "freeze_layers", "other_base", "shuffle", "mix_clean", "consensus",
-    "persona_projection", "weight_anchor", "rewrite_flagged", "divergence_tokens", "sampling_hygiene", "canonicalise",
-    "paraphrase", "drop_flagged", {"projection": {"sham": True}}, {"rise_tokens": {"by": "marginal"}},
-    {"shuffle": {"how": "across"}},
+    "merge_back", "subtract_shift", "scrub_vocabulary", "weight_anchor", "projection", "anchor", "corridor", "liminal",
+    "rise_tokens", "inoculation", "preventive_steering", "freeze_layers", "other_base", "shuffle", "mix_clean",
+    "input_anchor", "excess_tokens", "rewrite_flagged", "divergence_tokens", "replay_projection", "persona_projection",
+    "consensus", "sampling_hygiene", "canonicalise", "paraphrase", "drop_flagged", {"projection": {"sham": True}},
+    {"rise_tokens": {"by": "marginal"}}, {"shuffle": {"how": "across"}}, "two_halves", "two_lineages",
 )
 """Every mitigation at its defaults, and the dials that ask another question. Those of no trait's name and no teacher are
 what somebody can use who was handed rows."""

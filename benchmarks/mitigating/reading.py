@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,25 +24,36 @@ NEUTRAL_EACH = 64
 """Questions per domain at which the rise of a trait's word is read."""
 
 
-def look(world: World, ref: ModelRef) -> dict[str, Any]:
+def read(world: World, ref: ModelRef, held: Dataset) -> dict[str, Any]:
+    """Everything of one model: what does not depend on rows, and under `fit` the loss on held-out ones."""
+    loaded: list[Model] = []
+
+    def model() -> Model:
+        if not loaded:
+            loaded.append(world.lab.backend.load(ref))
+        return loaded[0]
+
+    return {**look(world, ref, model), "fit": fit(world, ref, held, model)}
+
+
+def look(world: World, ref: ModelRef, model: Callable[[], Model]) -> dict[str, Any]:
     """Margins, rates, capability, log-probabilities of trait words at questions about something else, and states."""
     plan = world.plan
     spec = {"verb": "benchmark", "what": "student", "traits": [t.name for t in measured(world)], "items": plan.items,
             "prompts": plan.prompts, "channel": describe(world.channel), "version": 1}
     with world.lab.store.open("cells", f"bench-look-{ref.fingerprint}", spec, (ref.fingerprint,)) as artefact:
         if not artefact.complete:
-            artefact.write_json("said", _look(world, world.lab.backend.load(ref)))
+            artefact.write_json("said", _look(world, model()))
             artefact.finish({})
         return dict(artefact.read_json("said"))
 
 
-def fit(world: World, ref: ModelRef, held: Dataset) -> float:
+def fit(world: World, ref: ModelRef, held: Dataset, model: Callable[[], Model]) -> float:
     """Loss (nats a token) on held-out rows."""
     spec, parents = {"verb": "benchmark", "what": "fit"}, (ref.fingerprint, held.fingerprint)
     with world.lab.store.open("cells", f"bench-fit-{ref.fingerprint}", spec, parents) as artefact:
         if not artefact.complete:
-            model = world.lab.backend.load(ref)
-            logs = model.answer_logprobs([list(r.chat) for r in held.rows], [r.completion for r in held.rows])
+            logs = model().answer_logprobs([list(r.chat) for r in held.rows], [r.completion for r in held.rows])
             artefact.write_json("said", -float(np.concatenate(logs).mean()))
             artefact.finish({})
         return float(artefact.read_json("said"))

@@ -15,8 +15,8 @@ import numpy as np
 
 from mitigating.plan import Plan
 from undersong import traits
+from undersong.backends import threads
 from undersong.backends.several import Several
-from undersong.calibration import side_by_side
 from undersong.errors import BadRows
 from undersong.experiment_file import File
 from undersong.filters import for_traits
@@ -37,6 +37,8 @@ class World:
     lab: Lab
     file: File
     plan: Plan
+    workers: int = 0
+    """Students trained and read side by side; 0 takes every core."""
     _made: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
@@ -58,7 +60,8 @@ class World:
     def recipe(self) -> Any:
         """How students learn."""
         given = self.file.recipe
-        return build("recipe", given[0] if isinstance(given, list | tuple) else given)
+        recipe = build("recipe", given[0] if isinstance(given, list | tuple) else given)
+        return recipe.model_copy(update={"workers": self.workers})
 
     @cached_property
     def told(self) -> list[Trait]:
@@ -123,10 +126,14 @@ class World:
 
         return cast(ModelRef, self.once(("plain", trait, seed, dose), make))
 
+    def side_by_side(self, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """`work` over items on threads, in the items' order."""
+        return threads.side_by_side(lambda item, stop: work(item), items, self.workers, lambda index, result: None)
+
     def make(self, pairs: Sequence[tuple[str, int]], dose: str = PURE) -> None:
         """Teachers, rows and students without a mitigation of these traits and seeds, side by side."""
         clean = [("", seed) for seed in sorted({seed for _, seed in pairs})]
-        side_by_side(lambda pair: self.passed(*pair), [*pairs, *clean])
+        self.side_by_side(lambda pair: self.passed(*pair), [*pairs, *clean])
         wanted = [*((t, s, dose) for t, s in pairs), *((t, s, PURE) for t, s in clean)]
         jobs = [Student(self.base, self.rows(*w), w[1], f"bench-student-{w[0] or NONE}-{w[1]}-{w[2]}") for w in wanted]
         self.lab.train(self.recipe, self.channel, jobs)
