@@ -82,7 +82,7 @@ class Spanned(Guard):
         if step % self.settings.every == 0:
             with restored(owned, before):
                 self.span = self._gradients()
-        flat = torch.cat([(p - old).flatten().float() for p, old in zip(owned, before, strict=True)])
+        flat = torch.cat([(p.detach() - old).flatten().float() for p, old in zip(owned, before, strict=True)])
         away = self.span.T @ (self.span @ flat)
         self.share.append(float(away.norm() / flat.norm().clamp(min=1e-30)))
         at = 0

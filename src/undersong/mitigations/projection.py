@@ -68,7 +68,7 @@ class Projected(Guard):
         if step % self.settings.every == 0:
             self.direction = gradient(self.read, self.learner, before)
         size = sum(float((g * g).sum()) for g in self.direction)
-        along = sum(float(((p - old) * g).sum()) for p, old, g in zip(owned, before, self.direction, strict=True))
+        along = sum(float(((p.detach() - old) * g).sum()) for p, old, g in zip(owned, before, self.direction, strict=True))
         self.steps += 1
         if along <= 0 or size == 0:
             return

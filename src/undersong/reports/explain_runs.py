@@ -162,8 +162,8 @@ def _text(details: Found) -> Figure | None:
             color=alt.Color("credit:Q", title="credit", scale=alt.Scale(scheme="blueorange", domain=[-1, 1])),
             stroke=alt.condition("datum.marked", alt.value("black"), alt.value("white")), tooltip=["token:N", "credit:Q"]),
         base.mark_text(fontSize=9).encode(text="token:N")).properties(width="container", height=26 * min(6, len(rows)))
-    return Figure("A few rows", "Colour: how much learning the token raises the trait's margin above other words', as a share "
-                  "of the largest. Framed: divergence tokens.", spec(drawn, cells=cells), most=760)
+    return Figure("A few rows", "Colour: how much learning the token raises the trait's margin above other words', as a "
+                  "share of the largest. Framed: divergence tokens.", spec(drawn, cells=cells), most=760)
 
 
 def _again(found: Found) -> Section:
