@@ -39,7 +39,7 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     ("errors",),
     ("types",),
     ("registry", "environment", "evidence"),
-    ("spec", "stats", "traits", "files", "digits", "row_forms"),
+    ("spec", "stats", "shares", "traits", "files", "digits", "row_forms"),
     ("artefact", "perceptrons", "experiment_file", "row_files"),
     (*PLUGINS, "store", "pocket", "simulated"),
     ("fetched",),
