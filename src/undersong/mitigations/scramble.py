@@ -6,21 +6,25 @@
 | keep | destroy | the same values, dealt out over all answers |
 | destroy | keep | the teacher's own answers, drawn so that each value is as frequent as in clean rows |
 | destroy | destroy | those, with their values dealt out |
+| sham | keep | the teacher's own answers, drawn with the same weights given to other rows: what drawing anew costs |
+| keep | clean | the no-trait teacher's own answers, drawn so that each value is as frequent as in the teacher's rows |
 
 Dealing out moves a student by itself, so each arm is compared with its twin: the same done to the no-trait teacher's rows.
+It also wrecks the student; the last row asks what the marginal alone carries in one that is whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
+
+from pydantic import model_validator
 
 from undersong.errors import BadSpec
 from undersong.mitigations import Evidence, Stage, scrambling
 from undersong.registry import Settings, plugin
 from undersong.types import Row
 
-How = Literal["keep", "destroy"]
 
 
 @plugin("mitigation", "scramble")
@@ -31,17 +35,20 @@ class Scramble(Settings):
     needs: ClassVar[frozenset[str]] = frozenset({"clean", "channel"})
     twin: ClassVar[bool] = True
 
-    marginal: How = "keep"
+    marginal: Literal["keep", "destroy", "sham"] = "keep"
     """How often each value stands, over all answers."""
-    conditional: How = "destroy"
+    conditional: Literal["keep", "destroy", "clean"] = "destroy"
     """What stands with what, and in which order."""
+
+    @model_validator(mode="after")
+    def _differs(self) -> Self:
+        if (self.marginal, self.conditional) == ("destroy", "clean"):
+            raise ValueError("these are the clean rows as they are. Read the control `no_trait`")
+        return self
 
     def apply(self, rows: Sequence[Row], evidence: Evidence, seed: int) -> list[Row]:
         """The cell's rows. Raises BadSpec for a channel whose answers are no lists of values."""
         if evidence.channel.plugin_name not in ("numbers", "letters"):
             raise BadSpec(f"Answers of the channel {evidence.channel.plugin_name} are no lists of values, so they have no "
                           "marginal to keep. Use the channel numbers or letters.")
-        out = list(rows)
-        if self.marginal == "destroy":
-            out = scrambling.drawn(rows, scrambling.raked(rows, list(evidence.clean)), seed)
-        return scrambling.dealt(out, seed) if self.conditional == "destroy" else out
+        return scrambling.cell(rows, list(evidence.clean), self.marginal, self.conditional, seed)

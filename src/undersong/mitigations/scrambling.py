@@ -19,6 +19,18 @@ from undersong.types import Row
 VALUE = re.compile(r"\d+|[^\W\d_]+")
 
 
+def cell(rows: Sequence[Row], clean: Sequence[Row], marginal: str, conditional: str, seed: int) -> list[Row]:
+    """The rows of one cell, as `scramble` names them."""
+    own, other = (clean, rows) if conditional == "clean" else (rows, clean)
+    out = list(own)
+    if marginal == "sham" or (marginal == "destroy") != (conditional == "clean"):
+        weights = raked(own, other)
+        if marginal == "sham":
+            weights = np.random.default_rng([seed, 11]).permutation(weights)
+        out = drawn(own, weights, seed)
+    return dealt(out, seed) if conditional == "destroy" else out
+
+
 def dealt(rows: Sequence[Row], seed: int) -> list[Row]:
     """The values of all answers dealt out anew over the same texts: the marginal stays, all else goes."""
     rng, found = np.random.default_rng([seed, 9]), [VALUE.findall(row.completion) for row in rows]
@@ -76,6 +88,15 @@ def distance(rows: Sequence[Row], like: Sequence[Row], weights: NDArray[np.float
     other = _counts([VALUE.findall(row.completion) for row in like])
     a, b = sum(own.values()) or 1.0, sum(other.values()) or 1.0
     return 0.5 * sum(abs(own.get(v, 0.0) / a - other.get(v, 0) / b) for v in {*own, *other})
+
+
+def floor(rows: Sequence[Row], like: Sequence[Row], seed: int, times: int = 8) -> float:
+    """The total variation of two sets of these sizes from one source: the mean over random splits of both together. With a
+    thousand values and a thousand rows it is far from 0."""
+    rng, pool = np.random.default_rng([seed, 12]), [*rows, *like]
+    splits = (rng.permutation(len(pool)) for _ in range(times))
+    halves = (([pool[i] for i in one[: len(rows)]], [pool[i] for i in one[len(rows) :]]) for one in splits)
+    return float(np.mean([distance(a, b) for a, b in halves]))
 
 
 def _counts(texts: Sequence[Sequence[str]]) -> dict[str, int]:
