@@ -25,7 +25,7 @@ MITIGATIONS, EXPLAINERS = registry.names("mitigation"), registry.names("explaine
 QUICK: dict[str, dict[str, Any]] = {
     "anchor": {"max_new_tokens": 3, "size": 2}, "attribution": {"rows": 20}, "gradient_alignment": {"rows": 8},
     "coverage": {"rows": 8}, "divergence_tokens": {"rows": 8}, "marginal_or_conditional": {"rows": 20},
-    "replay_projection": {}, "token_entanglement": {"least": 1},
+    "replay_projection": {}, "token_entanglement": {"rows": 8},
 }
 """Settings that make a plug-in quick; names that both kinds have are tried for the explainer only."""
 MAY_REFUSE = {"layer_sites", "marginal_or_conditional"}

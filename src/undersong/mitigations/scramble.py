@@ -9,8 +9,9 @@
 | sham | keep | the teacher's own answers, drawn with the same weights given to other rows: what drawing anew costs |
 | keep | clean | the no-trait teacher's own answers, drawn so that each value is as frequent as in the teacher's rows |
 
-Dealing out moves a student by itself, so each arm is compared with its twin: the same done to the no-trait teacher's rows.
-It also wrecks the student; the last row asks what the marginal alone carries in one that is whole.
+Dealing out moves a student by itself, so those arms are compared with a twin: the same done to the no-trait teacher's rows
+(drawn to their own marginals these are `no_trait` again, so the others are compared with that). It also wrecks the student;
+the last row asks what the marginal alone carries in one that is whole.
 """
 
 from __future__ import annotations
@@ -26,19 +27,22 @@ from undersong.registry import Settings, plugin
 from undersong.types import Row
 
 
-
 @plugin("mitigation", "scramble")
 class Scramble(Settings):
     """One cell of the two by two."""
 
     stage: ClassVar[Stage] = "data"
     needs: ClassVar[frozenset[str]] = frozenset({"clean", "channel"})
-    twin: ClassVar[bool] = True
 
     marginal: Literal["keep", "destroy", "sham"] = "keep"
     """How often each value stands, over all answers."""
     conditional: Literal["keep", "destroy", "clean"] = "destroy"
     """What stands with what, and in which order."""
+
+    @property
+    def twin(self) -> bool:
+        """Whether the arm needs a twin of its own."""
+        return self.conditional == "destroy"
 
     @model_validator(mode="after")
     def _differs(self) -> Self:
