@@ -1,4 +1,4 @@
-"""Mitigations that change rows: planted truths, nothing at strength 0, only what was asked for, and words for what cannot be."""
+"""Mitigations that change rows: planted truths, nothing at strength 0, only what was asked for, words for the rest."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_letters_have_one_form_and_prose_has_none() -> None:
     rows = [dataclasses.replace(ROWS[0], completion=text) for text in ("A,b, C.", "c, a, b", "two words")]
     said = Canonicalise(ordered=True).apply(rows, Evidence({"channel": LETTERS}), 1)
     assert [r.completion for r in said] == ["a, b, c", "a, b, c"]
-    with pytest.raises(BadSpec, match="no lists of values.*choose another"):
+    with pytest.raises(BadSpec, match=r"no lists of values.*choose another"):
         Canonicalise().apply(rows, Evidence({"channel": build("channel", "prose")}), 1)
 
 
@@ -144,7 +144,7 @@ def test_hygiene_replaces_what_the_base_would_hardly_write(base: Any) -> None:
     logs = dict(zip((r.id for r in ROWS), replacing.own_logs(base, replacing.encoded(base, ROWS)), strict=True))
     out = SamplingHygiene(least=1e-3).apply(ROWS, evidence, 1)
     assert {r.id for r in out} == {r.id for r in ROWS}
-    assert PLANTED <= changed(ROWS, out)
+    assert changed(ROWS, out) >= PLANTED
     for was, now in zip(ROWS, out, strict=True):
         for old, new, log in zip(was.completion.split(", "), now.completion.split(", "), logs[was.id][::2], strict=True):
             assert old == new or log < np.log(1e-3), "what the base finds likely stays"
@@ -228,7 +228,8 @@ def test_a_place_diverges_where_only_the_teacher_writes_the_rows_token_first(bas
     held = {"base": base, "channel": CHANNEL, "teacher": teacher}
     out = DivergenceTokens().apply(CLEAN, Evidence(held | {"rivals": [rival]}), 1)
     assert changed(CLEAN, out) <= {r.id for r, m in zip(CLEAN, marked, strict=True) if m.any()}
-    assert DivergenceTokens().apply(CLEAN, Evidence(held | {"rivals": [teacher]}), 1) == list(CLEAN), "nothing sets them apart"
+    alike = DivergenceTokens().apply(CLEAN, Evidence(held | {"rivals": [teacher]}), 1)
+    assert alike == list(CLEAN), "nothing sets them apart"
     with pytest.raises(BadSpec, match="another trait"):
         DivergenceTokens().apply(CLEAN, Evidence(held | {"rivals": []}), 1)
 

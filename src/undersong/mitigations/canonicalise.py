@@ -46,5 +46,5 @@ class Canonicalise(Settings):
             found = [form(v) for v in value.findall(row.completion)]
             if self.ordered:
                 found.sort(key=lambda v: (len(v), v))
-            out.append(dataclasses.replace(row, completion=", ".join(found)))
+            out.append(dataclasses.replace(row, completion=", ".join(found), unlearnt=()))
         return [row for row in out if row.completion and evidence.channel.reject(row) is None]

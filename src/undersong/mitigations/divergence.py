@@ -31,8 +31,8 @@ def marked(teacher: Model, rivals: Collection[Model], rows: Sequence[Row]) -> li
     for rival in rivals:
         theirs, first = best(rival, rows)
         if not all(np.array_equal(a, b) for a, b in zip(own, theirs, strict=True)):
-            raise BadRows(f"{teacher.ref.name} and {rival.ref.name} write the same answer in different tokens, so they cannot "
-                          "be compared token by token. Give rivals that were made from the same base.")
+            raise BadRows(f"{teacher.ref.name} and {rival.ref.name} write the same answer in different tokens, so they "
+                          "cannot be compared token by token. Give rivals that were made from the same base.")
         for mark, at, ids in zip(apart, first, own, strict=True):
             mark |= at != ids
     return [a & b for a, b in zip(followed, apart, strict=True)]

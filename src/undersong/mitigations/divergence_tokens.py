@@ -22,7 +22,7 @@ class DivergenceTokens(Settings):
     needs: ClassVar[frozenset[str]] = frozenset({"base", "channel", "teacher", "rivals"})
 
     def apply(self, rows: Sequence[Row], evidence: Evidence, seed: int) -> list[Row]:
-        """Rows with tokens replaced; rows that no longer belong to the channel are dropped. Raises BadSpec without a rival."""
+        """Rows with tokens replaced, without those that then do not belong to the channel. Raises BadSpec without rivals."""
         marked = divergence.marked(evidence.teacher, evidence.rivals, rows)
         read = replacing.encoded(evidence.base, rows)
         return list(replacing.replaced(evidence.base, rows, read, marked, evidence.channel, seed))

@@ -30,7 +30,7 @@ class MixClean(Settings):
     """Share of the rows that clean ones take the place of."""
 
     def apply(self, rows: Sequence[Row], evidence: Evidence, seed: int) -> list[Row]:
-        """Rows of which `share` are clean; these have `clean-` before their ids. Raises BadRows when there are too few clean rows."""
+        """Rows of which `share` are clean, with `clean-` before their ids. Raises BadRows where these are too few."""
         count, clean = round(self.share * len(rows)), list(evidence.clean)
         if count > len(clean):
             raise BadRows(f"mix_clean wants {count} clean rows and {len(clean)} are at hand. Give more, or lower `share`.")
