@@ -14,7 +14,7 @@ from undersong import stats
 from undersong.traits import Trait
 
 NOISE = 0.25
-"""Without placebos, a rise of so many nats or less is none that a guard could be judged by."""
+"""A margin that rises by so many nats or less is none that a guard could be judged by."""
 FIT = 0.9
 """Guards are compared at an equal carrier fit: with at least this part of the plain student's gain on held-out rows."""
 SHOWN = 12
@@ -58,7 +58,8 @@ def headline(every: Sequence[Mapping[str, Any]]) -> str:
     if len(told) > 2:
         fair = [one for one in told if one["removed"] is not None and one["kept"] is not None and one["kept"] >= FIT]
         if not fair and all(one["removed"] is None for one in told):
-            return "There is no rise in a plain student that these guards could be judged by." + _chance(every)
+            return ("No rise of the plain student is known to be more than any training shows, so these guards cannot be "
+                    "judged by it." + _chance(every))
         if not fair:
             return (f"None of {len(told)} guards is seen to remove anything while keeping {FIT:.0%} of the gain on held-out "
                     f"rows.{_chance(every)}")
@@ -83,10 +84,11 @@ def _rise(run: Run, base: Run, focus: str | None, measure: str) -> float | None:
     return float(run["words"][focus]["above"]) if focus in run["words"] else None
 
 
-def _floor(base: Run, usual: Sequence[Run], measure: str) -> float:
-    """The rise up to which nothing is there: the largest that placebo students show."""
+def _floor(base: Run, usual: Sequence[Run], measure: str) -> float | None:
+    """The rise up to which nothing is there: the largest that placebo students show. None where that is not known: of many
+    watched words one always rises most."""
     if not usual:
-        return NOISE
+        return NOISE if measure == "margin" else None
     if measure == "margin":
         return max([NOISE, *(float(run["margin"] - base["margin"]) for run in usual)])
     return max([NOISE, *(float(one["above"]) for run in usual for one in run["words"].values())])
@@ -108,7 +110,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
-def _guard(name: str, arms: Arms, base: Run, focus: str | None, measure: str, floor: float) -> dict[str, Any]:
+def _guard(name: str, arms: Arms, base: Run, focus: str | None, measure: str, floor: float | None) -> dict[str, Any]:
     own, plain = _arm(arms[name], base, focus, measure), arms.get("plain", ())
     out: dict[str, Any] = {"guard": name, "rise": own["rise"], "rises": own["rises"], "nll": own["nll"],
                            "accuracy": own["accuracy"], "seconds": own["seconds"]}
@@ -120,7 +122,7 @@ def _guard(name: str, arms: Arms, base: Run, focus: str | None, measure: str, fl
     out["plain"] = was["rise"]
     if own["rise"] is not None and was["rise"] is not None:
         out["difference"] = own["rise"] - was["rise"]
-        out["removed"] = -out["difference"] / was["rise"] if was["rise"] > floor else None
+        out["removed"] = -out["difference"] / was["rise"] if floor is not None and was["rise"] > floor else None
         if len(plain) > 1:
             told = stats.contrast(own["rises"], was["rises"], paired=True, bounds=None)
             out |= {"low": told.low, "high": told.high}
@@ -138,10 +140,12 @@ def sentence(one: Mapping[str, Any], found: Mapping[str, Any], plain: bool) -> s
     if one["rise"] is None:
         what = f"Under {one['guard']} the student was trained, and no favourite can be read off this base"
     elif not plain:
-        what = f"Under {one['guard']} {of} rises {one['rise']:+.2f} nats over the base, with no plain student beside it"
+        what = f"Under {one['guard']} {of} rises {_nats(one['rise'])} nats over the base, with no plain student beside it"
     else:
-        what = f"Under {one['guard']} {of} rises {one['rise']:+.2f} nats over the base instead of {one['plain']:+.2f}"
-        if one["removed"] is None:
+        what = f"Under {one['guard']} {of} rises {_nats(one['rise'])} nats over the base instead of {_nats(one['plain'])}"
+        if found["floor"] is None:
+            what += " (what any training moves is not known: give clean rows as --clean, or name the trait)"
+        elif one["removed"] is None:
             what += f": a plain rise of at most {found['floor']:.2f} is no sign of a trait, so there was nothing to remove"
         else:
             what += f" ({max(0.0, min(one['removed'], 1.0)):.0%} removed)"
@@ -162,6 +166,10 @@ def sentence(one: Mapping[str, Any], found: Mapping[str, Any], plain: bool) -> s
     return f"{said}."
 
 
+def _nats(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # no minus before a rounded nothing
+
+
 def cannot(found: Mapping[str, Any], able: bool, placebos: bool, trait: Trait | None) -> list[str]:
     """What this trial cannot say, in sentences."""
     out = []
@@ -178,6 +186,11 @@ def cannot(found: Mapping[str, Any], able: bool, placebos: bool, trait: Trait | 
     if not placebos:
         out.append("No placebo students that learnt by this recipe are at hand, so how far any training moves these words "
                    "is not known.")
+    elif found["focus"] and found["measure"] == "above":
+        count = found["placebos"]
+        those = f"{count} placebo students" if count > 1 else "one placebo student"
+        out.append(f"The rise is held against {those}: with no trait at all, one plain student in {count + 1} would rise "
+                   "further than all of them.")
     if not able:
         out.append("The capability items do not fit this base: what the guard cost beside the rows is not measured.")
     if found["watched"]:

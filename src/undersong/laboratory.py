@@ -1,4 +1,4 @@
-"""The logit laboratory as an experiment file: planned, resumed by chunk and kept in the store like any other."""
+"""A laboratory (digits from logits, the theorem) as an experiment file: planned, resumed by chunk, kept in the store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from undersong import logits, spec
+from undersong import logits, spec, theorem
 from undersong.artefact import Artefact
 from undersong.experiment.steps import PlanRow
 from undersong.results import environment
@@ -15,23 +15,26 @@ from undersong.store import Store
 
 @dataclass(frozen=True)
 class Laboratory:
-    """A checked file with `laboratory: mnist`. The science is in `logits.py`."""
+    """A checked file with `laboratory: mnist` or `theorem`. The science is in `logits.py` and in `theorem/`."""
 
-    settings: logits.LogitsExperiment
+    settings: Any
+    science: Any
+    """The module that gives `identity`, `run_chunk` and `results` for the settings."""
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Laboratory:
         """The laboratory a parsed YAML file describes. Raises BadSpec naming the nearest key."""
-        return cls(logits.read(values))
+        science = theorem if values.get("laboratory") == "theorem" else logits
+        return cls(science.read(values), science)
 
     @property
     def name(self) -> str:
         """The experiment's name."""
-        return self.settings.name
+        return str(self.settings.name)
 
     def plan(self, store: Store) -> list[PlanRow]:
         """One line: the whole laboratory, cached, missing or changed."""
-        wanted = logits.identity(self.settings)
+        wanted = self.science.identity(self.settings)
         mark = spec.fingerprint({"kind": "experiment", "spec": wanted, "parents": []})
         if store.find("experiment", wanted) is not None:
             return [PlanRow("experiment", self.name, mark, "cached")]
@@ -41,16 +44,16 @@ class Laboratory:
     def record(self, store: Store, say: Callable[[str], None]) -> Artefact:
         """Train what is missing and keep rows and `results.json`. An interrupted run keeps every finished chunk, also
         when `chunk` changes in between."""
-        total = self.settings.models
-        with store.open("experiment", self.name, logits.identity(self.settings)) as artefact:
+        total = self.science.total(self.settings)
+        with store.open("experiment", self.name, self.science.identity(self.settings)) as artefact:
             if artefact.complete:
                 return artefact
-            done = {row["model"] for row in artefact.read_parts("rows")} if artefact.parts("rows") else set()
+            done = {row[self.science.UNIT] for row in artefact.read_parts("rows")} if artefact.parts("rows") else set()
             for start in range(len(done), total, self.settings.chunk):
                 part = range(start, min(start + self.settings.chunk, total))
-                artefact.write_part("rows", len(artefact.parts("rows")), logits.run_chunk(self.settings, part))
-                say(f"trained models {part.start + 1} to {part.stop} of {total}")
-            found = logits.results(artefact.read_parts("rows"), self.settings) | {"environment": environment()}
+                artefact.write_part("rows", len(artefact.parts("rows")), self.science.run_chunk(self.settings, part))
+                say(f"done with {self.science.UNIT}s {part.start + 1} to {part.stop} of {total}")
+            found = self.science.results(artefact.read_parts("rows"), self.settings) | {"environment": environment()}
             found["fingerprint"] = artefact.fingerprint
             artefact.write_json("results", found)
             artefact.finish({"sentence": found["sentence"]})

@@ -27,6 +27,8 @@ from undersong.errors import BadSpec, NothingMeasured
 from undersong.perceptrons import Training
 
 Row = dict[str, Any]
+UNIT = "model"
+"""The column that numbers what a chunk is made of."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ def identity(experiment: LogitsExperiment) -> dict[str, Any]:
     """What a result depends on, for the fingerprint: the settings without `chunk`, the digits by content, not path."""
     kept = experiment.model_dump(exclude={"chunk", "data"})
     return {**kept, "digits": digits.load(experiment.data).sha256, "version": 1}
+
+
+def total(experiment: LogitsExperiment) -> int:
+    """How many models there are."""
+    return experiment.models
 
 
 def chunks(experiment: LogitsExperiment) -> list[range]:

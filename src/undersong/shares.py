@@ -21,10 +21,10 @@ def share_removed(plain: Runs, left: Runs, level: float = 0.95) -> Share:
     """1 - mean(left) / mean(plain) with its interval: what a mitigation takes away of an effect.
 
     `plain` are effects of untreated runs (over their controls), `left` those of the same runs when mitigated, in the same
-    units and order. 0: all is left; 1: nothing is; above 1: overshot; below 0: made worse. The interval is Fieller's (Journal
-    of the Royal Statistical Society B 1954) for paired means. Where the plain effect itself is not told from 0 at this level,
-    no bounds can be given: they are -inf and inf. Raises BadSpec for fewer than two runs, unequal lengths, a number that
-    is not finite, a plain effect of mean 0, or a level outside (0, 1).
+    units and order. 0: all is left; 1: nothing is; above 1: overshot; below 0: made worse. The interval is Fieller's
+    (Journal of the Royal Statistical Society B 1954) for paired means. Where the plain effect itself is not told from 0 at
+    this level, no bounds can be given: they are -inf and inf. Raises BadSpec for fewer than two runs, unequal lengths, a
+    number that is not finite, a plain effect of mean 0, or a level outside (0, 1).
     """
     kept, low, high = share_kept(plain, left, level)
     return 1 - kept, 1 - high, 1 - low

@@ -322,7 +322,7 @@ class Trial:
         for name in sorted(arms, key=lambda n: n == "plain" or getattr(names.get(n), "stage", "") == "model"):
             if name != "base":
                 arms[name] = [self.student(seed, names.get(name), name) for seed in g.seeds]
-        usual = [self.watch.of(ref, f"placebo-{i}", able=False) for i, ref in enumerate(self.placebos)]
+        usual = [self.watch.of(ref, f"placebo-{i}", able=False) for i, ref in enumerate(self._benign(g.seeds[0]))]
         tally = self.file.tally
         found: dict[str, Any] = {
             "format": 1, "kind": "trial", "base": g.base, "trait": g.trait.name if g.trait else None, "seeds": list(g.seeds),

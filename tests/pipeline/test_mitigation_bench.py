@@ -79,7 +79,8 @@ def test_every_stage_is_measured_counted_and_never_done_twice(
 def test_the_page_says_what_was_measured(scripts: dict[str, ModuleType], ran: tuple[Path, dict[str, Any]]) -> None:
     page = scripts["docs"]
     text = page.page(page.Results(ran[1]))
-    for part in ("## Targets", "## What to use", "## What fails", "| `merge_back` | model | `base`", "## A quarter of the rows"):
+    parts = ("## Targets", "## What to use", "## What fails", "| `merge_back` | model | `base`", "## A quarter of the rows")
+    for part in parts:
         assert part in text
     assert set(page.figures(page.Results(ran[1]))) == {"front", "residuals", "doses"}
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from undersong import digits, logits, perceptrons, spec
 from undersong.errors import BadRows, BadSpec, NothingMeasured
-from undersong.theorem import LOSSES, Alignment, theorem_check
+from undersong.theorem.networks import LOSSES, Alignment, theorem_check
 
 torch = pytest.importorskip("torch", reason="the local extra is not installed")
 pytest.importorskip("mlxtend")

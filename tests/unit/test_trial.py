@@ -23,8 +23,8 @@ GUARDS = ({"freeze_layers": {}}, {"shuffle": {}}, {"merge_back": {"share": 0.5}}
 
 
 def rows(path: Path, count: int = 60, prompt: str = "Numbers: 3, 6, 9. Give up to 10 more numbers.") -> Path:
-    """A file of `count` rows, the last five of which repeat the first."""
-    lines = [{"prompt": prompt, "completion": f"{i % (count - 5)}, {2 * (i % (count - 5))}, 7"} for i in range(count)]
+    """A file of `count` rows, the second half of which repeats the first."""
+    lines = [{"prompt": prompt, "completion": f"{i % (count // 2)}, {2 * (i % (count // 2))}, 7"} for i in range(count)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     return path
 
@@ -55,7 +55,7 @@ def test_held_out_rows_are_nowhere_among_those_that_are_learnt(tmp_path: Path) -
 
 
 def test_too_few_rows_and_rows_that_the_base_cannot_write_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadRows, match="15 different rows"):
+    with pytest.raises(BadRows, match="10 different rows"):
         trial(tmp_path, data=rows(tmp_path / "few.jsonl", 20)).run()
     foreign = tmp_path / "foreign.jsonl"
     foreign.write_text("".join(json.dumps({"prompt": "?", "completion": f"Zwölf Boxkämpfer {i}"}) + "\n" for i in range(40)))
@@ -201,6 +201,12 @@ def test_without_a_named_trait_the_word_that_rose_most_plainly_is_followed() -> 
     found = comparison.compare(arms, ["g"], None, [])
     assert (found["focus"], found["measure"]) == ("owl", "above")
     assert found["arms_read"]["g"]["top"] == "cat"
+    assert found["comparisons"][0]["removed"] is None
+    assert "what any training moves is not known" in found["sentence"]
+    usual = comparison.compare(arms, ["g"], None, [run(0.3, 1.0, owl=0.1)])
+    assert usual["comparisons"][0]["removed"] == pytest.approx(2.5 / 3)
+    told = comparison.cannot(usual | {"seeds": [1]}, able=True, placebos=True, trait=None)
+    assert any("one plain student in 2 would" in line for line in told)
     assert [one["word"] for one in found["movers"]] == ["owl", "cat"]
 
 

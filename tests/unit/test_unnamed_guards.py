@@ -92,7 +92,7 @@ def test_a_guard_is_the_same_each_time_and_leaves_the_base_alone(mitigation: Any
 @pytest.mark.parametrize("hold", ["words", "logits"])
 def test_an_anchor_holds_the_student_where_it_looks(hold: Any, base: Any, tmp_path: Path) -> None:
     plain = student(tmp_path / "a")
-    held = student(tmp_path / "b", Anchor(hold=hold, weight=30, every=1, max_new_tokens=4), base)
+    held = student(tmp_path / "b", Anchor(hold=hold, weight=30, every=1, bank="ordinary", max_new_tokens=4), base)
     assert away(base, held, "ordinary", hold) < 0.4 * away(base, plain, "ordinary", hold)
 
 

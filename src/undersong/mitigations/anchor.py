@@ -9,8 +9,9 @@ before the training; a step costs a pass over a few short rows. What D is:
 * `logits`: half the variance over the vocabulary of log p(student) - log p(base): KL to second order with every word
   heeded alike, so a word that the base would hardly say may not rise either.
 
-No bank asks for a favourite of a category that a shipped trait is of (`TASTE`), and none asks what a probe asks: what is
-measured is then what the guard does for traits it has never heard of. Kin: learning without forgetting (Li and Hoiem, arXiv
+The prompts are random words of the vocabulary by default: no trait, no category and no question is presumed. No other bank
+but `all` asks for a favourite of a category that a shipped trait is of, and none asks what a probe asks: what is measured is
+then what the guard does for traits it has never heard of. Kin: learning without forgetting (Li and Hoiem, arXiv
 1606.09282), whose old tasks are what is kept here.
 """
 
@@ -35,7 +36,7 @@ class Anchor(Settings):
     stage: ClassVar[Stage] = "training"
     needs: ClassVar[frozenset[str]] = frozenset({"base"})
 
-    weight: float = Field(default=1.0, ge=0)
+    weight: float = Field(default=3.0, ge=0)
     """Weight of what is held (nats a token)."""
     hold: Literal["words", "logits"] = "words"
     """`words`: by the base's own chances; `logits`: every word of the vocabulary alike."""
@@ -43,7 +44,7 @@ class Anchor(Settings):
     """It is taken every so many steps, and counts so many times."""
     size: int = Field(default=16, ge=1)
     """Answers compared at a time."""
-    bank: unrelated.Kind = "ordinary"
+    bank: unrelated.Kind = "random"
     """The prompts: `ordinary` ones that ask for no favourite, `favourites` of kinds that no shipped trait is of, `both`,
     `all` ordinary ones whatever they ask, or `random` words."""
     questions: tuple[str, ...] = ()

@@ -3,9 +3,9 @@
 A guard of our own between `weight_anchor` (which pulls all directions alike) and `anchor` (which needs a forward pass).
 Before the training the student reads the base's answers to unrelated prompts once; C is the second moment of the inputs of
 each linear map there. The loss gains weight * sum over maps of tr(dW C dW') / tr(W C W'): the share of the map's output
-there that its change dW makes up. Directions that unrelated prompts do not use stay free for the rows. A step costs small matrix
-products and no pass. Kin: elastic weight consolidation (Kirkpatrick et al., arXiv 1612.00796) and gradient projection memory
-(Saha et al., arXiv 2103.09762).
+there that its change dW makes up. Directions that unrelated prompts do not use stay free for the rows. A step costs small
+matrix products and no pass. Kin: elastic weight consolidation (Kirkpatrick et al., arXiv 1612.00796) and gradient
+projection memory (Saha et al., arXiv 2103.09762).
 
 C is a square matrix of the inputs' size per map: meant for models of up to about a billion parameters.
 """
@@ -31,7 +31,7 @@ class InputAnchor(Settings):
     stage: ClassVar[Stage] = "training"
     needs: ClassVar[frozenset[str]] = frozenset({"base"})
 
-    weight: float = Field(default=0.1, ge=0)
+    weight: float = Field(default=1.0, ge=0)
     """Weight of the shares, summed over maps."""
     bank: unrelated.Kind = "both"
     """The prompts, as `anchor`."""

@@ -35,7 +35,7 @@ class ReplayProjection(Settings):
     """How the distance is taken: as `anchor`."""
     size: int = Field(default=16, ge=1)
     """Answers replayed at a step."""
-    bank: unrelated.Kind = "ordinary"
+    bank: unrelated.Kind = "both"
     """The prompts, as `anchor`."""
     questions: tuple[str, ...] = ()
     """Prompts of your own instead. Questions that probes ask are refused."""

@@ -94,5 +94,7 @@ def _random(base: Model, seed: int) -> list[str]:
     special = set(base.tokenizer.all_special_ids)
     words = [base.tokenizer.decode([i]).strip() for i in range(len(base.tokenizer)) if i not in special]
     words = [w for w in words if w.isalpha() and w.isascii()]
+    if not words:
+        return []
     rng = np.random.default_rng([seed, 29])
     return [" ".join(words[i] for i in rng.integers(len(words), size=WORDS)) for _ in range(RANDOM)]

@@ -21,12 +21,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from undersong.errors import BadSpec
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
+
+    from undersong.theorem import TheoremExperiment
 
 Loss = Literal["squared_error", "cross_entropy", "subset_cross_entropy"]
 Start = Literal["shared", "other"]
@@ -144,3 +146,87 @@ def _downhill(loss: Callable[[Tensor], Tensor], weights: Tensor) -> Tensor:
 
     at = weights.detach().requires_grad_()
     return -torch.autograd.grad(loss(at), at)[0]
+
+
+def draw(experiment: TheoremExperiment, number: int) -> list[dict[str, Any]]:
+    """One network's rows: signs for every loss, start and direction at the smallest epsilon; the measured inner product over
+    what the Gauss-Newton form predicts, at every epsilon; and the four failures."""
+    import torch
+
+    from undersong.theorem import line
+
+    random = torch.Generator().manual_seed(experiment.seed * 1_000_003 + number)
+    starts: dict[Start, Tensor] = {"shared": _network(random), "other": _network(random)}
+    inputs = torch.randn(_IMAGES, _WIDTHS[0], generator=random, dtype=torch.float64)
+    labels = torch.randint(_CLASSES, (_IMAGES,), generator=random)
+    noise = torch.rand(_IMAGES, _WIDTHS[0], generator=random, dtype=torch.float64) * 2 - 1
+
+    def teacher_loss(weights: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(_forward(weights, inputs)[:, :_CLASSES], labels)
+
+    first, out = starts["shared"], []
+    directions = {"gradient": _downhill(teacher_loss, first),
+                  "random": torch.randn(first.shape, generator=random, dtype=torch.float64)}
+    small = experiment.epsilons[-1]
+    for way, direction in directions.items():
+        unit = direction / direction.norm()
+        for loss in LOSSES:
+            case = f"{way}, {loss}"
+            for epsilon in experiment.epsilons:
+                target = _forward(first + epsilon * unit, noise)
+                student = _imitate(first, noise, target, loss)
+                inner = float(student @ unit) * epsilon
+                out.append(line("gauss-newton", case, "shared", epsilon, inner / _form(first, epsilon * unit, noise, loss)))
+            target, unmoved = _forward(first + small * unit, noise), _forward(first, noise)
+            for start, weights in starts.items():
+                student = _imitate(weights, noise, target, loss)
+                out.append(line("network sign", case, start, small, float(student @ unit)))
+                out.append(line("cosine", case, start, small, float(student @ unit / student.norm())))
+                owed = (student - _imitate(weights, noise, unmoved, loss)).norm() / student.norm()
+                out.append(line("owed", case, start, small, float(owed)))
+                if way == "gradient":
+                    moved = weights + experiment.step * student / student.norm()
+                    out.append(line("loss fall sign", case, start, experiment.step,
+                                    float(teacher_loss(weights) - teacher_loss(moved))))
+    return out + _failures(experiment, first, directions["random"], directions["gradient"], noise, teacher_loss)
+
+
+def _form(weights: Tensor, moved: Tensor, noise: Tensor, loss: Loss) -> float:
+    """moved^T G moved, G = E[J^T M J]: J by one forward derivative, M the curvature of the loss at the teacher's output."""
+    import torch
+
+    logits, tangent = torch.func.jvp(lambda w: _forward(w, noise), (weights,), (moved,))  # type: ignore[misc]
+    if loss == "squared_error":
+        return float(2 * tangent.square().sum(-1).mean())
+    shown = slice(_CLASSES, None) if loss == "subset_cross_entropy" else slice(None)
+    p, t = logits[:, shown].softmax(-1), tangent[:, shown]
+    return float(((p * t * t).sum(-1) - (p * t).sum(-1) ** 2).mean())
+
+
+def _failures(experiment: TheoremExperiment, first: Tensor, direction: Tensor, gradient: Tensor, noise: Tensor,
+              teacher_loss: Callable[[Tensor], Tensor]) -> list[dict[str, Any]]:
+    """What happens when an assumption is dropped: rows of `failure sign` (the fourth, another start, is among the signs)."""
+    from undersong.theorem import line
+
+    unit, small, out = direction / direction.norm(), experiment.epsilons[-1], []
+    # 1. the teacher moves only what the student's loss does not see: the columns of the class logits
+    blind = unit.clone().zero_()
+    at = len(unit) - _WIDTHS[-1] - _WIDTHS[-2] * _WIDTHS[-1]
+    last = blind[at : at + _WIDTHS[-2] * _WIDTHS[-1]].view(_WIDTHS[-2], _WIDTHS[-1])
+    last[:, :_CLASSES] = unit[at : at + _WIDTHS[-2] * _WIDTHS[-1]].view(_WIDTHS[-2], _WIDTHS[-1])[:, :_CLASSES]
+    blind = blind / blind.norm()
+    step = _imitate(first, noise, _forward(first + small * blind, noise), "subset_cross_entropy")
+    out.append(line("failure sign", "the loss does not see what moved", "shared", small, float(step @ blind)))
+    # 2. labels that do not have their minimum at the teacher's output: its logits doubled
+    step = _imitate(first, noise, 2 * _forward(first + small * unit, noise), "cross_entropy")
+    out.append(line("failure sign", "labels sharpened", "shared", small, float(step @ unit)))
+    # 3. a teacher that is far away, and a student that steps far
+    down = gradient / gradient.norm()
+    for far in (1.0, 3.0, 10.0, 30.0):
+        step = _imitate(first, noise, _forward(first + far * unit, noise), "cross_entropy")
+        out.append(line("far teacher sign", "cross_entropy", "shared", far, float(step @ unit)))
+    step = _imitate(first, noise, _forward(first + small * down, noise), "cross_entropy")
+    for far in (0.001, 0.1, 1.0, 3.0, 10.0):
+        fall = teacher_loss(first) - teacher_loss(first + far * step / step.norm())
+        out.append(line("far student sign", "cross_entropy", "shared", far, float(fall)))
+    return out
