@@ -310,6 +310,13 @@ def fails(found: Results) -> str:
             + ", ".join(f"`{r['mitigation']}` ({share(r, 'margin')})" for r in idle)
             + "."
         )
+    over = [r for r in pure if r["margin_low"] is not None and r["margin_low"] > 1]
+    if over:
+        lines.append(
+            "**Overshot** (the trait ends below the no-trait student, which is a trace too): "
+            + ", ".join(f"`{r['mitigation']}` ({share(r, 'margin')})" for r in over)
+            + "."
+        )
     inner = [r for r in pure if r["activation"] is not None and r["margin"] > 0.5 and r["activation"] < r["margin"] / 2]
     if inner:
         lines.append(
