@@ -155,8 +155,8 @@ def test_the_tokens_that_rise_most_are_masked_and_kept_so(base: Any, train: Any,
     plug = MaskRiseTokens(share=len(PLANTED) / every)
     out = plug.apply(ROWS, evidence, 1)
     hit = {r.id for r in out if r.unlearnt and ODD in [r.completion[a:b] for a, b in r.unlearnt]}
-    assert len(hit) >= 0.9 * len(PLANTED)
-    assert sum(len(r.unlearnt) for r in out) <= len(PLANTED) + 2
+    assert len(hit) >= 0.75 * len(PLANTED)
+    assert sum(len(r.unlearnt) for r in out) <= len(PLANTED) + 1, "the top share of tokens and no more"
     assert [dataclasses.replace(r, unlearnt=()) for r in out] == list(ROWS)
     lab = lab_for(Store(tmp_path), "pocket/a")
     data = lab.keep(ROWS, Dataset(ROWS, None, "d" * 12))
