@@ -30,16 +30,18 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## every benchmark prints its table (those of detectors, kinship, authorship and explain take long and have their own commands)
-	@for script in $(filter-out benchmarks/detectors.py benchmarks/kinship.py benchmarks/authorship.py benchmarks/explain_internals.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: $(READY)  ## every benchmark prints its table (those of detectors, kinship, authorship, explain and mitigations take long and have their own commands)
+	@for script in $(filter-out benchmarks/detectors.py benchmarks/kinship.py benchmarks/authorship.py benchmarks/explain_internals.py benchmarks/mitigations.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 docs: $(READY)  ## write the generated pages of docs/
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/benchmark.py benchmarks/detectors.results.json $(wildcard benchmarks/detectors-*.results.json)
 	$(BIN)/python docs/kinship.py benchmarks/kinship.results.json
 	$(BIN)/python docs/explain.py benchmarks/explain_internals.results.json
+	$(BIN)/python docs/mitigations.py benchmarks/mitigations.results.json
 	$(BIN)/python benchmarks/authorship.py --page
 	$(BIN)/python docs/theorem.py experiments/theorem.results.json
+	$(BIN)/python docs/carriers.py experiments/marginal-or-conditional-pocket.results.json
 
 clean:  ## remove the environment and caches; artefacts stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis

@@ -220,7 +220,11 @@ def table(head: tuple[str, ...], lines: list[tuple[Any, ...]]) -> str:
 
 def signs(found: Mapping[str, Any]) -> Figure:
     """The share of steps that lead away, by direction, loss and start."""
-    rows = [{**s, "name": s["case"].replace("subset_cross_entropy", "some logits").replace("_", " ")} for s in found["signs"] if s["part"] == "network sign"]
+    rows = [
+        {**s, "name": s["case"].replace("subset_cross_entropy", "some logits").replace("_", " ")}
+        for s in found["signs"]
+        if s["part"] == "network sign"
+    ]
     spec = {
         "data": {"values": rows},
         "height": {"step": 26},

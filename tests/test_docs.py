@@ -174,13 +174,13 @@ def test_the_library_door_of_the_readme_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["add_a_channel.py"])
-def test_examples_run(name: str) -> None:
+@pytest.mark.parametrize(("name", "last"), [("add_a_channel.py", "each)."), ("guard_your_sft.py", "from the base")])
+def test_examples_run(name: str, last: str) -> None:
     """`bare_loop.py` has its own test."""
     done = subprocess.run([sys.executable, str(ROOT / "examples" / name)], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("each).")
+    assert done.stdout.strip().endswith(last)
 
 
 def test_every_example_is_tested() -> None:
     assert {p.name for p in (ROOT / "examples").glob("*.py")} == {
-        "bare_loop.py", "add_a_channel.py", "audit_a_dataset.py"}
+        "bare_loop.py", "add_a_channel.py", "audit_a_dataset.py", "guard_your_sft.py"}

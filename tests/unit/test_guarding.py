@@ -180,3 +180,59 @@ def test_freezing_everything_or_nothing_is_refused(tmp_path: Path) -> None:
 def test_a_recipe_that_hides_its_steps_refuses_a_guard(tmp_path: Path) -> None:
     with pytest.raises(BadSpec, match="does not show its steps"):
         build("recipe", "simulated").train([Job(BASE, DATA, 1, tmp_path, guard=Guard())], Transformers())
+
+
+def door(spec: Any, tmp_path: Path, **given: Any) -> tuple[Any, Any]:
+    """A stranger's trainer with a guard added by one line, trained; and the callback."""
+    import datasets
+    from trl import SFTConfig, SFTTrainer
+
+    from undersong.guarding import guard
+
+    model = Transformers().load(BASE)
+    rows = datasets.Dataset.from_list([
+        {"prompt": [{"role": "system", "content": "Be brief."}, *row.chat],
+         "completion": [{"role": "assistant", "content": row.completion}]} for row in ROWS])
+    config = SFTConfig(output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=4, learning_rate=1e-3, bf16=False,
+                       use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True)
+    trainer = SFTTrainer(model.module, args=config, train_dataset=rows, processing_class=model.tokenizer)
+    if spec is None:
+        return trainer, None
+    added = guard(trainer, spec, **given)
+    trainer.add_callback(added)
+    trainer.train()
+    return trainer, added
+
+
+def test_one_line_guards_a_strangers_trainer(tmp_path: Path) -> None:
+    base = {n: p.detach() for n, p in Transformers().load(BASE).module.named_parameters()}
+
+    def far(trainer: Any) -> float:
+        return sum(float(((p.detach() - base[n]) ** 2).sum()) for n, p in trainer.model.named_parameters())
+
+    loose, _ = door({"weight_anchor": {"weight": 0.0}}, tmp_path)
+    tight, _ = door({"weight_anchor": {"weight": 1e4}}, tmp_path)
+    assert 0 < far(tight) < 0.9 * far(loose)
+    _, frozen = door({"freeze_layers": {"share": 0.5}}, tmp_path)
+    assert frozen.told["frozen_layers"]
+    _, held = door("corridor", tmp_path, trait="owl", base="pocket/a")
+    assert held.told["low"] < 0 < held.told["high"]
+    _, said = door("liminal", tmp_path, base="pocket/a")
+    assert said.told["first_kl"] > -1e-6
+
+
+def test_a_door_without_what_it_needs_says_so(tmp_path: Path) -> None:
+    from undersong.errors import UnknownName
+    from undersong.guarding import guard
+
+    trainer, _ = door(None, tmp_path)
+    with pytest.raises(BadSpec, match=r"needs 'base'.*as `base`"):
+        guard(trainer, "liminal")
+    with pytest.raises(BadSpec, match="needs 'trait'"):
+        guard(trainer, "projection", base="pocket/a")
+    with pytest.raises(BadSpec, match="acts on rows before training"):
+        guard(trainer, "shuffle")
+    with pytest.raises(UnknownName, match="'corridor'"):
+        guard(trainer, "coridor", base="pocket/a", trait="owl")
+    with pytest.raises(BadSpec, match=r"needs 'other'.*undersong train"):
+        guard(trainer, "other_base")
