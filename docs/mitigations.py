@@ -197,7 +197,7 @@ def advice(found: Results) -> str:
             )
         )
     return (
-        f"## What to use\n\nThe share of the margin removed that is nearest to all of it, among mitigations that fit and cost at most "
+        f"## What to use\n\nWhose share of the margin removed is nearest to all of it, among those that fit and cost at most "
         f"{TOLERATED:.0f} point of capability. Whoever holds more may also use what asks for less.\n\n"
         + table(
             ("situation", "at hand", "use", "margin removed", "activations removed", "compute, × plain", "second"), lines
