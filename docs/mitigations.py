@@ -197,8 +197,8 @@ def advice(found: Results) -> str:
             )
         )
     return (
-        f"## What to use\n\nWhose share of the margin removed is nearest to all of it, among those that fit and cost at most "
-        f"{TOLERATED:.0f} point of capability. Whoever holds more may also use what asks for less.\n\n"
+        f"## What to use\n\nWhose share of the margin removed is nearest to all of it, among those that fit and cost at "
+        f"most {TOLERATED:.0f} point of capability. Whoever holds more may also use what asks for less.\n\n"
         + table(
             ("situation", "at hand", "use", "margin removed", "activations removed", "compute, × plain", "second"), lines
         )
