@@ -60,7 +60,9 @@ class Attribution(Settings):
             scores.append(cosine(pull, query))
             beside.append(float(np.mean([cosine(pull, one) for one in off])) if off else 0.0)
             itself.append(cosine(pull, kept))
-        if int(np.argmax(scores)) != len(rows) or int(np.argmax(itself)) != 0:
+        # rows that name the trait themselves may rank as high
+        silent = [s for s, row in zip(scores, rows, strict=False) if evidence.trait.name not in row.completion.lower()]
+        if scores[-1] < max(silent, default=-1.0) or itself[0] < max(itself) - 1e-6:
             raise BadSpec("A known answer came out wrong: a row that names the trait, or a row asked for itself, did not "
                           "rank first. Do not use gradient scores on this model.")
         own, losses = np.asarray(scores[:-1]), [float(-logs.mean()) for logs in body.own_logs(asked[:-1])]
