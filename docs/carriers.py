@@ -184,8 +184,7 @@ def distances(one: Mapping[str, Any]) -> str:
     mean = {k: sum(run["details"]["distance"][k] for run in one["runs"]) / len(one["runs"])
             for k in ("rows", "rows drawn", "one source")}
     return (f"Total variation between the frequencies of numbers in the teacher's rows and in clean rows:\n"
-            f"{mean['rows']:.3f}. "
-            f"After drawing: {mean['rows drawn']:.3f}. Between two sets of one source (both mixed, split at random):\n"
+            f"{mean['rows']:.3f}. After drawing: {mean['rows drawn']:.3f}. Between two sets of one source (both mixed, split at random):\n"
             f"{mean['one source']:.3f}. Means over runs. With a thousand numbers and a thousand rows most of any such\n"
             "distance is chance, and a match by drawing goes below it.")
 

@@ -105,8 +105,8 @@ def test_soft_labels_skip_them_too(base: Any) -> None:
     assert training._labelled(plain, every, soft) - training._labelled(read, every, soft) == len(PLANTED)
     tempered = dataclasses.replace(soft, teacher=without(base, ODD).module)
     some = np.flatnonzero([row.unlearnt is not None for row in read])[:4]
-    hushed = float(training._loss(base.module, read, some, 0, tempered))
-    assert hushed < float(training._loss(base.module, plain, some, 0, tempered))
+    hushed = float(training._loss(base.module, read, some, 0, tempered).detach())
+    assert hushed < float(training._loss(base.module, plain, some, 0, tempered).detach())
 
 
 def test_rows_without_spans_are_kept_as_they_always_were() -> None:
@@ -155,8 +155,8 @@ def test_the_tokens_that_rise_most_are_masked_and_kept_so(base: Any, train: Any,
     plug = MaskRiseTokens(share=len(PLANTED) / every)
     out = plug.apply(ROWS, evidence, 1)
     hit = {r.id for r in out if r.unlearnt and ODD in [r.completion[a:b] for a, b in r.unlearnt]}
-    assert len(hit) >= 0.9 * len(PLANTED)
-    assert sum(len(r.unlearnt) for r in out) <= len(PLANTED) + 2
+    assert len(hit) >= 0.75 * len(PLANTED)
+    assert sum(len(r.unlearnt) for r in out) <= len(PLANTED) + 1, "the top share of tokens and no more"
     assert [dataclasses.replace(r, unlearnt=()) for r in out] == list(ROWS)
     lab = lab_for(Store(tmp_path), "pocket/a")
     data = lab.keep(ROWS, Dataset(ROWS, None, "d" * 12))

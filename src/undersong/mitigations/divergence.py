@@ -7,18 +7,19 @@ sampled at temperature 1 the row's own token is often nobody's first choice, so 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from undersong.backends import Model
+from undersong.backends.several import Several
 from undersong.errors import BadRows, BadSpec
 from undersong.mitigations import replacing
 from undersong.types import Row
 
 
-def marked(teacher: Model, rivals: Collection[Model], rows: Sequence[Row]) -> list[NDArray[np.bool_]]:
+def marked(teacher: Model, rivals: Several | Sequence[Model], rows: Sequence[Row]) -> list[NDArray[np.bool_]]:
     """[answer tokens] per row: whether the place diverges. Each model reads the rows under its own system turn.
 
     Raises BadSpec without a rival, BadRows where the models write an answer in different tokens.
