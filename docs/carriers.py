@@ -29,11 +29,11 @@ CELLS = {
 }
 NAMES = {
     ("keep", "keep"): "the teacher's rows",
-    ("keep", "destroy"): "its values, dealt out over all answers",
-    ("destroy", "keep"): "its answers, drawn to clean marginals",
+    ("keep", "destroy"): "dealt out",
+    ("destroy", "keep"): "at clean marginals",
     ("destroy", "destroy"): "those, dealt out",
-    ("sham", "keep"): "its answers, drawn by the same weights, shuffled",
-    ("keep", "clean"): "clean answers, drawn to the teacher's marginals",
+    ("sham", "keep"): "the sham",
+    ("keep", "clean"): "whole clean answers",
 }
 PAGE = """# What in the numbers carries the trait?
 
@@ -54,7 +54,7 @@ known to us. Here it is, on pocket models, {runs} training runs an arm:
 
 Four arms keep or destroy one or the other; two more are controls.
 
-- **Drawn to clean marginals**: the teacher's own answers, some twice and some not at all, so that each number is as
+- **At clean marginals**: the teacher's own answers, some twice and some not at all, so that each number is as
   frequent as in the no-trait teacher's rows.
 - **The sham**: drawn by the same weights, given to other answers. Both leave fewer different answers.
 - **Dealt out**: the numbers of all answers, dealt anew over them. This wrecks a student by itself ({invalid} of the
@@ -128,7 +128,7 @@ def cell(found: Mapping[str, Any], marginal: str, conditional: str) -> dict[str,
     out: dict[str, Any] = {"marginal": marginal, "conditional": conditional, "name": NAMES[marginal, conditional],
                            "values": effects(found, arm, trait), "off": effects(found, arm, other)}
     for key, values in (("margin", out["values"]), ("other", out["off"])):
-        mean, low, high = stats.mean_interval(values)
+        mean, low, high = stats.mean_interval(values, bounds=None)
         out[key] = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
     contrast = next(c for c in found["contrasts"] if c["arm"] == arm and c["control"] == control(found, arm)
                     and c["metric"] == "rate" and c["trait"] == trait)
@@ -184,9 +184,9 @@ def distances(one: Mapping[str, Any]) -> str:
     mean = {k: sum(run["details"]["distance"][k] for run in one["runs"]) / len(one["runs"])
             for k in ("rows", "rows drawn", "one source")}
     return (f"Total variation between the frequencies of numbers in the teacher's rows and in clean rows:\n"
-            f"{mean['rows']:.3f}. After drawing: {mean['rows drawn']:.3f}. Between two sets of one source (both mixed, split at random):\n"
-            f"{mean['one source']:.3f}. Means over runs. With a thousand numbers and a thousand rows most of any such\n"
-            "distance is chance, and a match by drawing goes below it.")
+            f"{mean['rows']:.3f}. After drawing: {mean['rows drawn']:.3f}. Between two sets of one source (both mixed,\n"
+            f"split at random): {mean['one source']:.3f}. Means over runs. With a thousand numbers and a thousand rows\n"
+            "most of any such distance is chance, and a match by drawing goes below it.")
 
 
 def scores(by: Mapping[str, Mapping[str, Any]]) -> str:
@@ -226,9 +226,10 @@ def every_run(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     drawn = [{"trait": trait, "row": r["name"], "value": v, "read": read}
              for trait, some in rows.items() for r in some for key, read in reads.items() for v in r[key]]
     x = {"field": "value", "type": "quantitative", "title": "effect on the margin, nats"}
-    y = {"field": "row", "type": "nominal", "title": None, "sort": list(NAMES.values()), "axis": {"labelLimit": 320}}
+    y = {"field": "row", "type": "nominal", "title": None, "sort": list(NAMES.values()), "axis": {"labelLimit": 240}}
     scale = {"domain": list(reads.values()), "range": [ACCENT, GREY]}
-    colour = {"field": "read", "type": "nominal", "title": None, "scale": scale, "legend": {"orient": "bottom"}}
+    legend = {"orient": "bottom", "columnPadding": 24}
+    colour = {"field": "read", "type": "nominal", "title": None, "scale": scale, "legend": legend}
     both = {"y": y, "color": colour, "yOffset": {"field": "read", "type": "nominal", "sort": scale["domain"]}}
     layer = [
         {"mark": {"type": "rule", "color": "#ccc"}, "encoding": {"x": {"datum": 0}}},
@@ -241,7 +242,8 @@ def every_run(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
 
 def facets(drawn: Sequence[Mapping[str, Any]], inner: Mapping[str, Any]) -> dict[str, Any]:
     """The same picture for each trait, side by side."""
-    column = {"field": "trait", "sort": None, "title": None, "header": {"labelFontSize": 13}}
+    column = {"field": "trait", "title": None, "header": {"labelFontSize": 13},
+              "sort": list(dict.fromkeys(one["trait"] for one in drawn))}
     return {"data": {"values": list(drawn)}, "facet": {"column": column}, "spec": inner}
 
 
