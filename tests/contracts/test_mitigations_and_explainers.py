@@ -28,7 +28,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "replay_projection": {}, "token_entanglement": {"rows": 8},
 }
 """Settings that make a plug-in quick; names that both kinds have are tried for the explainer only."""
-MAY_REFUSE = {"layer_sites", "marginal_or_conditional"}
+MAY_REFUSE = {"layer_sites"}
 """Explainers that refuse where nothing crossed: three steps move a trait by luck only."""
 
 

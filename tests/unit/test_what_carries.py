@@ -148,15 +148,15 @@ class Scripted:
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
-    def of_rows(self, encoded: list[Row]) -> np.ndarray[Any, Any]:
+    def of_rows(self, encoded: list[Row]) -> Any:
         values = [[int(v) for v in row.completion.split(", ")] for row in encoded]
         sevens = np.mean([v == 7 for own in values for v in own])
         down = np.mean([(a - b) % 10 == 1 for own in values for a, b in pairwise(own)])
-        return np.array([sevens, down])
+        return torch.tensor([sevens, down])
 
-    def of_trait(self, read: Any) -> np.ndarray[Any, Any]:
+    def of_trait(self, read: Any) -> Any:
         own = [1.0, 0.0] if self.kind == "marginal" else [0.0, 1.0]
-        return np.array(own) if read == "trait" else np.zeros(2)
+        return torch.tensor(own if read == "trait" else [0.0, 0.0]).double()
 
 
 @pytest.mark.parametrize(("kind", "make"), [("marginal", marginal_only), ("order", order_only)])
@@ -169,27 +169,26 @@ def test_the_two_by_two_tells_marginals_from_order(kind: str, make: Any, monkeyp
     monkeypatch.setattr(gradients, "words", lambda base, trait: ("trait", {"other": "other"}))
     held = Known({"base": None, "rows": (rows(make, name="own"),), "clean": (CLEAN,), "trait": OWL})
     told = MarginalOrConditional().explain(held, 1)
-    kept = dict(told.scores)
-    assert kept["keep, keep"] == pytest.approx(1)
+    pull = dict(told.scores)
+    assert pull["keep, keep"] == pytest.approx(1, abs=0.01)
     if kind == "marginal":
-        assert kept["keep, destroy"] > 0.9
-        assert kept["keep, clean"] > 0.6
-        assert kept["destroy, keep"] < 0.4 < kept["sham, keep"]
-        assert abs(kept["destroy, destroy"]) < 0.4
+        assert pull["keep, destroy"] > 0.9
+        assert pull["keep, clean"] > 0.6
+        assert pull["destroy, keep"] < 0.4 < pull["sham, keep"]
+        assert abs(pull["destroy, destroy"]) < 0.4
         assert told.details["distance"]["rows"] > told.details["distance"]["one source"]
     else:
-        assert abs(kept["keep, destroy"]) < 0.05
-        assert abs(kept["keep, clean"]) < 0.05
-        assert kept["destroy, keep"] == pytest.approx(1, abs=0.01)
-        assert kept["sham, keep"] == pytest.approx(1, abs=0.01)
+        assert abs(pull["keep, destroy"]) < 0.05
+        assert abs(pull["keep, clean"]) < 0.05
+        assert pull["destroy, keep"] == pytest.approx(1, abs=0.01)
+        assert pull["sham, keep"] == pytest.approx(1, abs=0.01)
     assert all(cell["other_words"] == 0 for cell in told.details["grid"])
     assert told == MarginalOrConditional().explain(held, 1)
 
 
-def test_rows_that_do_not_pull_are_refused(base: Any) -> None:
+def test_rows_that_are_the_clean_rows_pull_nowhere(base: Any) -> None:
     held = Known({"base": base, "rows": (CLEAN[:20],), "clean": (CLEAN[:20],), "trait": OWL})
-    with pytest.raises(BadSpec, match="Train the four arms"):
-        MarginalOrConditional().explain(held, 1)
+    assert dict(MarginalOrConditional().explain(held, 1).scores)["keep, keep"] == 0
 
 
 def test_divergence_by_the_definition(monkeypatch: pytest.MonkeyPatch, base: Any) -> None:

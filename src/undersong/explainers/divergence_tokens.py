@@ -32,7 +32,7 @@ from undersong.types import Explanation
 BINS = 10
 
 
-@plugin("explainer", "divergence_tokens")
+@plugin("explainer", "divergence_tokens", version=2)
 class DivergenceTokens(Settings):
     """Places where counterfactual teachers would have written another token, and their share of the credit."""
 

@@ -1,10 +1,11 @@
 """Is the trait carried by how often values stand, or by what stands with what?
 
 The two by two of `scramble`, to first order and without training: the pull of each cell's rows, less the pull of clean
-rows, along the trait's gradient, as a share of that of the rows as they are. To train students on the cells, list
-`scramble` four times under `mitigations` of an experiment (experiments/marginal-or-conditional-pocket.yaml). The confound
-baseline is the same for other words: what a cell keeps of any word's pull. Two cells beside the four: the rows drawn with
-the same weights given to other rows (sham), and clean answers drawn to the rows' marginals (clean).
+rows, along the trait's gradient at the base, in lengths of the whole pull (so the rows as they are have its cosine). To train students on the cells, list `scramble` under
+`mitigations` of an experiment (experiments/marginal-or-conditional-pocket.yaml). The confound baseline is the same for other
+words. Two cells beside the four: the rows drawn with the same weights given to other rows (sham), and clean answers drawn to
+the rows' marginals (clean). No share of the whole pull is told: in pocket models that pull is near 0 at the base, in both
+directions over runs, while every student takes the trait on (docs/carriers.md). The first step is not the training.
 
 Whether there is a marginal to destroy is told too: the distance of the marginals from clean ones, beside that of two sets of
 one source, which is far from 0 where values are many and rows few.
@@ -19,7 +20,6 @@ import numpy as np
 from pydantic import Field
 
 from undersong.backends import tokens
-from undersong.errors import BadSpec
 from undersong.explainers import Evidence, gradients
 from undersong.explainers.gradients import Body
 from undersong.mitigations import scrambling
@@ -30,9 +30,9 @@ CELLS = tuple((m, c) for m in ("keep", "destroy") for c in ("keep", "destroy"))
 BESIDE = (("sham", "keep"), ("keep", "clean"))
 
 
-@plugin("explainer", "marginal_or_conditional")
+@plugin("explainer", "marginal_or_conditional", version=2)
 class MarginalOrConditional(Settings):
-    """The share of the trait's pull that each of four scrambles keeps, to first order."""
+    """The pull of each of four scrambles of the rows towards the trait, to first order."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"base", "rows", "clean", "trait"})
 
@@ -40,10 +40,8 @@ class MarginalOrConditional(Settings):
     """At most so many rows of each kind, the first ones."""
 
     def explain(self, evidence: Evidence, seed: int = 0) -> Explanation:
-        """Scores: the share of the pull (nats per unit step, 1 = the rows as they are) in each cell; negative is away.
-
-        Raises BadSpec where the rows pull no more towards the trait than clean rows do: then there is nothing to share out.
-        """
+        """Scores: the pull along the trait's unit gradient in each cell, in lengths of the rows' own pull; last the mean over
+        other words, of the rows as they are."""
         base = evidence.base
         own = [row for run in evidence.rows for row in run][: self.rows]
         clean = [row for run in evidence.clean for row in run][: self.rows]
@@ -54,25 +52,29 @@ class MarginalOrConditional(Settings):
         zero["clean"] = zero["keep"]
         rows = {cell: scrambling.cell(own, clean, *cell, seed) for cell in (*CELLS, *BESIDE)}
         pulls = {", ".join(cell): body.of_rows(_encoded(base, here)) - zero[cell[1]] for cell, here in rows.items()}
-        about = body.of_trait(read)
-        pull = {name: float(one @ about) for name, one in pulls.items()}
-        if pull["keep, keep"] <= 0:
-            raise BadSpec(f"These rows do not pull towards {evidence.trait.name} more than clean rows do, so no part of "
-                          "them carries it to first order. Train the four arms instead (`scramble`).")
-        kept = {name: value / pull["keep, keep"] for name, value in pull.items()}
-        off = {name: float(np.mean([float(one @ body.of_trait(w)) for w in others.values()] or [0.0])) / pull["keep, keep"]
-               for name, one in pulls.items()}
+        about, words = body.of_trait(read), [body.of_trait(one) for one in others.values()]
+        size = float(pulls["keep, keep"].norm())
+
+        def along(pulled: Any, word: Any) -> float:
+            length = size * float(word.norm())
+            return float(pulled @ word) / length if length else 0.0
+
+        pull = {name: along(one, about) for name, one in pulls.items()}
+        off = {name: float(np.mean([along(one, word) for word in words] or [0.0])) for name, one in pulls.items()}
         far = {"rows": scrambling.distance(own, clean), "rows drawn": scrambling.distance(rows["destroy", "keep"], clean),
                "one source": scrambling.floor(own, clean, seed)}
-        says = (f"To first order, the marginal alone keeps {kept['keep, destroy']:.0%} of the pull towards "
-                f"{evidence.trait.name}, in whole clean answers {kept['keep, clean']:.0%}; the conditional structure alone "
-                f"{kept['destroy, keep']:.0%}, where as many other rows would keep {kept['sham, keep']:.0%}; neither "
-                f"{kept['destroy, destroy']:.0%}. The marginals are {far['rows']:.2f} from clean ones (total variation), "
-                f"drawn anew {far['rows drawn']:.2f}, and two sets of one source {far['one source']:.2f}.")
-        grid, beside = ([{"marginal": m, "conditional": c, "kept": kept[f"{m}, {c}"], "other_words": off[f"{m}, {c}"]}
+        trait = evidence.trait.name
+        says = (f"To first order the rows pull towards {trait} by {pull['keep, keep']:+.3f} of their pull (other words "
+                f"{off['keep, keep']:+.3f}); the marginal alone {pull['keep, destroy']:+.3f}, in whole clean answers "
+                f"{pull['keep, clean']:+.3f}; the conditional structure alone {pull['destroy, keep']:+.3f} (sham "
+                f"{pull['sham, keep']:+.3f}); neither {pull['destroy, destroy']:+.3f}. The marginals are {far['rows']:.2f} "
+                f"from clean ones (total variation), drawn anew {far['rows drawn']:.2f}, and two sets of one source "
+                f"{far['one source']:.2f}.")
+        grid, beside = ([{"marginal": m, "conditional": c, "pull": pull[f"{m}, {c}"], "other_words": off[f"{m}, {c}"]}
                          for m, c in cells] for cells in (CELLS, BESIDE))
-        details: dict[str, Any] = {"unit": "share of the pull", "grid": grid, "beside": beside, "distance": far}
-        return Explanation(says, tuple(kept.items()), details)
+        scores = (*pull.items(), ("keep, keep, other words", off["keep, keep"]))
+        return Explanation(says, scores, {"unit": "along the trait's gradient, lengths of the pull", "grid": grid, "beside": beside,
+                                          "distance": far})
 
 
 def _encoded(base: Any, rows: Sequence[Row]) -> list[tokens.TokenRow]:

@@ -28,7 +28,7 @@ from undersong.registry import Settings, plugin
 from undersong.types import Explanation
 
 
-@plugin("explainer", "token_entanglement")
+@plugin("explainer", "token_entanglement", version=2)
 class TokenEntanglement(Settings):
     """The rank correlation of unembedding geometry and of the numbers that a teacher finds likelier."""
 

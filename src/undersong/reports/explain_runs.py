@@ -122,27 +122,29 @@ def _layers(one: Found) -> Figure | None:
 
 
 def _grid(one: Found) -> Figure | None:
-    """The two by two: mean share kept, and what other words keep."""
+    """The two by two: mean pull towards the trait, and towards other words."""
     by: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for run in one["runs"]:
         for cell in run["details"].get("grid", ()):
-            by[cell["marginal"], cell["conditional"]].append((float(cell["kept"]), float(cell["other_words"])))
+            by[cell["marginal"], cell["conditional"]].append((float(cell["pull"]), float(cell["other_words"])))
     if not by:
         return None
     alt = library("altair")
-    cells = [{"marginal": f"marginal {'kept' if m == 'keep' else 'destroyed'}", "kept": sum(a for a, _ in v) / len(v),
+    means = {key: tuple(sum(x) / len(v) for x in zip(*v, strict=True)) for key, v in by.items()}
+    most = max(abs(own) for own, _ in means.values()) or 1.0
+    cells = [{"marginal": f"marginal {'kept' if m == 'keep' else 'destroyed'}", "pull": own,
               "conditional": f"conditional {'kept' if c == 'keep' else 'destroyed'}",
-              "label": f"{sum(a for a, _ in v) / len(v):.0%} (other words {sum(b for _, b in v) / len(v):.0%})"}
-             for (m, c), v in by.items()]
+              "label": f"{own:+.3f} (other words {off:+.3f})"} for (m, c), (own, off) in means.items()]
     base = alt.Chart(alt.NamedData("cells")).encode(
         x=alt.X("marginal:N", title=None, sort=None, axis=alt.Axis(labelAngle=0, orient="top")),
         y=alt.Y("conditional:N", title=None, sort=None))
     drawn = alt.layer(
         base.mark_rect(cornerRadius=4).encode(
-            color=alt.Color("kept:Q", scale=alt.Scale(scheme="oranges", domain=[0, 1.4]), legend=None)),
+            color=alt.Color("pull:Q", scale=alt.Scale(scheme="blueorange", domain=[-2 * most, 2 * most]), legend=None)),
         base.mark_text(fontSize=14).encode(text="label:N")).properties(width=460, height=180)
-    return Figure("The two by two", "Share of the pull towards the trait that each scramble keeps, mean over runs; in "
-                  "brackets what other words of the category get.", spec(drawn, cells=cells), most=640)
+    return Figure("The two by two", "Pull of each scramble's rows, less that of clean rows, along the trait's gradient, in "
+                  "lengths of the whole pull: mean over runs. In brackets the same for other words of the category.",
+                  spec(drawn, cells=cells), most=640)
 
 
 def _text(details: Found) -> Figure | None:
