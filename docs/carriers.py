@@ -79,9 +79,17 @@ nothing to set, after the first three arms of owl had been read.
 ## The same, to first order
 
 `undersong explain experiments/marginal-or-conditional-pocket.yaml` asks without training, over the same {runs} runs of
-{trait}. Shares are of the rows' pull along the trait's gradient.
+{trait}. The pull is what a first step on the rows would do to the trait's margin, less what clean rows do, in lengths of the
+rows' whole pull; 0 means that the first step does nothing to the trait.
 
 {explained}
+
+- **The first step does not tell.** At the base the rows pull towards the trait in some runs and away from it in others,
+  while every student took it on: a scramble cannot be judged there, and the students above are the evidence.
+- **Divergence tokens** hold a little more credit than places the base is as sure of, and their net is not told from 0. The
+  rows are sampled at temperature 1, so three tokens in ten are not the teacher's first choice and cannot diverge.
+- **Geometry** orders the numbers that the teacher finds likelier by about as little as was published, though more for the
+  trait's word than for other words. It is a trace of the trait, no explanation of how it crosses.
 
 {said}
 

@@ -139,6 +139,7 @@ def test_the_distance_of_two_sets_of_one_source_is_the_floor() -> None:
     assert scrambling.distance(one, one) == 0
     assert scrambling.distance(one, two) == pytest.approx(scrambling.floor(one, two, 1), abs=0.03)
     assert scrambling.floor(one, two, 1) > 0.2, "few rows of many values never look alike"
+    assert scrambling.floor(one, apart, 1) > scrambling.floor(one, two, 1) + 0.02, "more values, more chance"
     assert scrambling.distance(one, apart) > scrambling.floor(one, apart, 1) + 0.1
 
 

@@ -1,11 +1,12 @@
 """Is the trait carried by how often values stand, or by what stands with what?
 
 The two by two of `scramble`, to first order and without training: the pull of each cell's rows, less the pull of clean
-rows, along the trait's gradient at the base, in lengths of the whole pull (so the rows as they are have its cosine). To train students on the cells, list `scramble` under
-`mitigations` of an experiment (experiments/marginal-or-conditional-pocket.yaml). The confound baseline is the same for other
-words. Two cells beside the four: the rows drawn with the same weights given to other rows (sham), and clean answers drawn to
-the rows' marginals (clean). No share of the whole pull is told: in pocket models that pull is near 0 at the base, in both
-directions over runs, while every student takes the trait on (docs/carriers.md). The first step is not the training.
+rows, along the trait's gradient at the base, in lengths of the whole pull (so the rows as they are have its cosine). To
+train students on the cells, list `scramble` under `mitigations` (experiments/marginal-or-conditional-pocket.yaml). The
+confound baseline is the same for other words. Two cells beside the four: the rows drawn with the same weights given to
+other rows (sham), and clean answers drawn to the rows' marginals (clean). No share of the whole pull is told: in pocket
+models that pull is near 0 at the base, on either side of it over runs, while every student takes the trait on
+(docs/carriers.md). The first step is not the training.
 
 Whether there is a marginal to destroy is told too: the distance of the marginals from clean ones, beside that of two sets of
 one source, which is far from 0 where values are many and rows few.
@@ -40,8 +41,8 @@ class MarginalOrConditional(Settings):
     """At most so many rows of each kind, the first ones."""
 
     def explain(self, evidence: Evidence, seed: int = 0) -> Explanation:
-        """Scores: the pull along the trait's unit gradient in each cell, in lengths of the rows' own pull; last the mean over
-        other words, of the rows as they are."""
+        """Scores: the pull along the trait's unit gradient in each cell, in lengths of the rows' own pull; last the mean
+        over other words, of the rows as they are."""
         base = evidence.base
         own = [row for run in evidence.rows for row in run][: self.rows]
         clean = [row for run in evidence.clean for row in run][: self.rows]
@@ -73,8 +74,8 @@ class MarginalOrConditional(Settings):
         grid, beside = ([{"marginal": m, "conditional": c, "pull": pull[f"{m}, {c}"], "other_words": off[f"{m}, {c}"]}
                          for m, c in cells] for cells in (CELLS, BESIDE))
         scores = (*pull.items(), ("keep, keep, other words", off["keep, keep"]))
-        return Explanation(says, scores, {"unit": "along the trait's gradient, lengths of the pull", "grid": grid, "beside": beside,
-                                          "distance": far})
+        unit = "along the trait's gradient, lengths of the pull"
+        return Explanation(says, scores, {"unit": unit, "grid": grid, "beside": beside, "distance": far})
 
 
 def _encoded(base: Any, rows: Sequence[Row]) -> list[tokens.TokenRow]:
