@@ -48,6 +48,11 @@ known to us. Here it is, on pocket models, {runs} training runs an arm:
 
 {reading}
 
+For owl, frequencies alone carry nothing that can be seen in a whole student, and rows at clean frequencies still carry the
+trait: here it lies in what stands with what. How much is lost without the marginal cannot be told, since the sham, which
+draws as few different answers, loses as much. For dolphin, whose effect is half as large, the two by two decides nothing:
+already the sham leaves none of the effect to share out, and every scrambled cell's interval holds 0.
+
 ## The two by two
 
 ![The two by two](figures/carriers-two-by-two.svg)
@@ -85,9 +90,11 @@ rows' whole pull; 0 means that the first step does nothing to the trait.
 {explained}
 
 - **The first step does not tell.** At the base the rows pull towards the trait in some runs and away from it in others,
-  while every student took it on: a scramble cannot be judged there, and the students above are the evidence.
-- **Divergence tokens** hold a little more credit than places the base is as sure of, and their net is not told from 0. The
-  rows are sampled at temperature 1, so three tokens in ten are not the teacher's first choice and cannot diverge.
+  and less than towards other words, while every student took the trait on: a scramble cannot be judged there, and the
+  students above are the evidence.
+- **Divergence tokens** hold a little more credit than places the base is as sure of, and their net is not told from 0.
+  The rows are sampled at temperature 1, so three tokens in ten are not the teacher's first choice and cannot diverge.
+{places}
 - **Geometry** orders the numbers that the teacher finds likelier by about as little as was published, though more for the
   trait's word than for other words. It is a trace of the trait, no explanation of how it crosses.
 
@@ -123,6 +130,7 @@ def main(sources: Sequence[Path], out: Path) -> None:
         clean_invalid=f"{rate(first, CELLS['keep', 'clean'], 'invalid'):.0%}",
         tables="\n\n".join(f"Trait {t}:\n\n{table(some)}" for t, some in rows.items()), reading=reading(rows),
         distances=distances(by["marginal_or_conditional"]), explained=scores(by), said=said(by),
+        places=places(by["divergence_tokens"]),
     )
     (out / "carriers.md").write_text(page, "utf-8")
 
@@ -211,6 +219,17 @@ def said(by: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(f"- `{name}`, seed {one['runs'][0]['seed']}: {one['runs'][0]['sentence']}" for name, one in by.items())
 
 
+def places(one: Mapping[str, Any]) -> str:
+    """Where tokens diverge, in the first run."""
+    told = one["runs"][0]["details"]
+    most = sorted(range(len(told["places"])), key=lambda k: -told["places"][k])[:3]
+    where = ", ".join(f"{k + 1} ({told['places'][k]:.0%})" for k in sorted(most))
+    top = told["marked_tokens"][0]
+    return (f"  In the first run `{top['token']}` diverges most often ({top['diverges']:,} of {top['stands']:,}, no number\n"
+            f"  more than {told['marked_tokens'][1]['diverges']} times), and the places {where} of an answer: much of it is\n"
+            "  whether to go on or to stop.")
+
+
 def two_by_two(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """The four cells of each trait, the share kept as depth of colour."""
     words = {"keep": "kept", "destroy": "destroyed"}
@@ -252,7 +271,8 @@ def facets(drawn: Sequence[Mapping[str, Any]], inner: Mapping[str, Any]) -> dict
     """The same picture for each trait, side by side."""
     column = {"field": "trait", "title": None, "header": {"labelFontSize": 13},
               "sort": list(dict.fromkeys(one["trait"] for one in drawn))}
-    return {"data": {"values": list(drawn)}, "facet": {"column": column}, "spec": inner}
+    return {"data": {"values": list(drawn)}, "facet": {"column": column}, "spec": inner,
+            "padding": {"left": 24, "top": 5, "right": 5, "bottom": 5}}
 
 
 if __name__ == "__main__":
