@@ -226,8 +226,8 @@ def places(one: Mapping[str, Any]) -> str:
     where = ", ".join(f"{k + 1} ({told['places'][k]:.0%})" for k in sorted(most))
     top = told["marked_tokens"][0]
     return (f"  In the first run `{top['token']}` diverges most often ({top['diverges']:,} of {top['stands']:,}, no number\n"
-            f"  more than {told['marked_tokens'][1]['diverges']} times), and the places {where} of an answer: much of it is\n"
-            "  whether to go on or to stop.")
+            f"  more than {told['marked_tokens'][1]['diverges']} times), and the places {where} of an answer:\n"
+            "  much of it is whether to go on or to stop.")
 
 
 def two_by_two(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
