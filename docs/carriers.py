@@ -209,8 +209,8 @@ def scores(by: Mapping[str, Mapping[str, Any]]) -> str:
     """The scores of the three explainers, as tables."""
     lines = ["| explainer | score | mean over runs |", "|---|---|---|"]
     for name in ("marginal_or_conditional", "divergence_tokens", "token_entanglement"):
-        lines += [f"| `{name}` | {s['name']} | {s['mean']:+.3f} [{s['low']:+.3f}, {s['high']:+.3f}] |"
-                  for s in by[name]["summary"]]
+        form = "{:+.4f} [{:+.4f}, {:+.4f}]" if name == "marginal_or_conditional" else "{:+.2f} [{:+.2f}, {:+.2f}]"
+        lines += [f"| `{name}` | {s['name']} | {form.format(s['mean'], s['low'], s['high'])} |" for s in by[name]["summary"]]
     return "\n".join(lines)
 
 

@@ -134,14 +134,14 @@ def _grid(one: Found) -> Figure | None:
     most = max(abs(own) for own, _ in means.values()) or 1.0
     cells = [{"marginal": f"marginal {'kept' if m == 'keep' else 'destroyed'}", "pull": own,
               "conditional": f"conditional {'kept' if c == 'keep' else 'destroyed'}",
-              "label": f"{own:+.3f} (other words {off:+.3f})"} for (m, c), (own, off) in means.items()]
+              "label": f"{own:+.4f}|(other words {off:+.4f})"} for (m, c), (own, off) in means.items()]
     base = alt.Chart(alt.NamedData("cells")).encode(
         x=alt.X("marginal:N", title=None, sort=None, axis=alt.Axis(labelAngle=0, orient="top")),
         y=alt.Y("conditional:N", title=None, sort=None))
     drawn = alt.layer(
         base.mark_rect(cornerRadius=4).encode(
             color=alt.Color("pull:Q", scale=alt.Scale(scheme="blueorange", domain=[-2 * most, 2 * most]), legend=None)),
-        base.mark_text(fontSize=14).encode(text="label:N")).properties(width=460, height=180)
+        base.mark_text(fontSize=13, lineBreak="|", dy=-6).encode(text="label:N")).properties(width=460, height=180)
     return Figure("The two by two", "Pull of each scramble's rows, less that of clean rows, along the trait's gradient, in "
                   "lengths of the whole pull: mean over runs. In brackets the same for other words of the category.",
                   spec(drawn, cells=cells), most=640)
