@@ -17,6 +17,8 @@ from undersong.reports.terminal import plain, put
 BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 Found = Mapping[str, Any]
 MODEL, OTHER, GREY = KINDS
+SERIES = ["#c2561f", "#2f6fa7", "#7d7d86", "#5a9e57", "#8c62a8", "#b8962e"]
+"""One colour a line, so that no two series look alike."""
 TITLES = {
     "gradient_alignment": "Do the rows pull towards the trait?", "coverage": "Did the student go where its teacher went?",
     "layer_sites": "Which layers carry it?", "attribution": "Which rows carried it?",
@@ -115,8 +117,10 @@ def _layers(one: Found) -> Figure | None:
     alt = library("altair")
     points = [{"series": say.visible(series), "layer": layer, "value": sum(v) / len(v)} for (series, layer), v in by.items()]
     base = alt.Chart(alt.NamedData("points")).encode(
-        x=alt.X("layer:O", title="decoder layer"), y=alt.Y("value:Q", title=str(one["runs"][0]["details"].get("unit", ""))),
-        color=alt.Color("series:N", title=None, legend=alt.Legend(orient="bottom", columns=2, labelLimit=260)))
+        x=alt.X("layer:O", title="decoder layer", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("value:Q", title=str(one["runs"][0]["details"].get("unit", ""))),
+        color=alt.Color("series:N", title=None, scale=alt.Scale(range=SERIES),
+                        legend=alt.Legend(orient="bottom", columns=2, labelLimit=260)))
     drawn = alt.layer(base.mark_line(strokeWidth=2.5), base.mark_circle(size=60)).properties(width="container", height=240)
     return Figure("By layer", "Means over runs.", spec(drawn, points=points), most=760)
 
