@@ -29,7 +29,7 @@ class Laboratory:
     def read(cls, values: Mapping[str, Any]) -> Laboratory:
         """The laboratory a parsed YAML file describes. Raises BadSpec naming the nearest key."""
         named = values.get("laboratory")
-        if named not in SCIENCES:
+        if not isinstance(named, str) or named not in SCIENCES:
             raise BadSpec(f"laboratory: there is none called {named!r}. Choose {' or '.join(SCIENCES)}.")
         science = SCIENCES[named]
         return cls(science.read(values), science)

@@ -36,7 +36,7 @@ __all__ = ["Alignment", "TheoremExperiment", "identity", "read", "results", "run
 Row = dict[str, Any]
 UNIT = "draw"
 """The column that numbers what a chunk is made of."""
-BINS = 40
+BINS = 80
 """Bins of a histogram of cosines, from -1 to 1."""
 
 
@@ -68,9 +68,9 @@ class TheoremExperiment(Settings):
     traits: tuple[str, ...] = ("owl", "dolphin", "lion", "eagle", "elephant", "dog", "fox", "panda", "cherry", "maple",
                                "oak", "sequoia")
     """Traits whose gradients are teachers' directions."""
-    random: int = Field(default=48, ge=0)
+    random: int = Field(default=36, ge=0)
     """Random directions beside them."""
-    followed: tuple[str, ...] = ("owl", "dolphin", "lion", "cherry", "oak")
+    followed: tuple[str, ...] = ("owl", "dolphin", "lion")
     """Traits whose pocket students are followed over many steps."""
     seed: int = Field(default=1, ge=0)
     """Seed of every draw."""
@@ -100,7 +100,8 @@ def read(values: Mapping[str, Any]) -> TheoremExperiment:
     if found.chunk < 1:
         raise BadSpec("chunk: at least one draw is done at once. Raise it.")
     for name in (*found.traits, *found.followed):
-        traits.get(name)
+        if not traits.get(name).tuning:
+            raise BadSpec(f"{name!r} is no plain favourite, so nothing raises or lowers it here. Choose an animal or a tree.")
     return found
 
 
@@ -109,9 +110,11 @@ def identity(experiment: TheoremExperiment) -> dict[str, Any]:
 
     Raises MissingModel or MissingExtra here, before any work, when one of them is not at hand.
     """
-    from undersong import digits
+    from undersong import bases, digits
     from undersong.lab import base_ref
 
+    for name in (experiment.base, experiment.other):
+        bases.place(name)
     kept = experiment.model_dump(mode="json", exclude={"chunk", "base", "other"})
     models = {key: base_ref(getattr(experiment, key)).fingerprint for key in ("base", "other")}
     return {**kept, **models, "digits": digits.load().sha256 if experiment.many else "", "version": 3}

@@ -65,7 +65,9 @@ def _beside(experiment: TheoremExperiment, number: int, at: Scene) -> list[tuple
 
 def _heads(direction: Tensor) -> Tensor:
     """The part of a direction in the weights and biases of the class outputs, at length one."""
-    out = direction.clone().zero_()
+    import torch
+
+    out = torch.zeros_like(direction)
     fan_in, fan_out = WIDTHS[-2:]
     first = len(out) - fan_out - fan_in * fan_out
     for start, height in ((first, fan_in), (len(out) - fan_out, 1)):

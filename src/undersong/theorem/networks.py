@@ -75,12 +75,12 @@ class Scene:
         """d_S: minus the gradient of imitating the teacher's outputs, at flat weights."""
         return downhill(lambda w: imitation(self.told(w), teacher, loss, AUXILIARY), start)
 
-    def predicted(self, moved: Tensor, loss: Loss) -> float:
-        """moved^T G moved at the shared start, by one forward derivative."""
+    def predicted(self, moved: Tensor) -> dict[Loss, float]:
+        """moved^T G moved at the shared start for every loss, by one forward derivative."""
         import torch
 
         outputs, tangent = torch.func.jvp(self.told, (self.first,), (moved,))  # type: ignore[misc]
-        return form(outputs, tangent, loss, AUXILIARY)
+        return {loss: form(outputs, tangent, loss, AUXILIARY) for loss in LOSSES}
 
 
 def scene(seed: int, number: int) -> Scene:
@@ -167,12 +167,12 @@ def draw(experiment: TheoremExperiment, number: int) -> list[dict[str, Any]]:
 
     at, out, small = scene(experiment.seed, number), [], experiment.epsilons[-1]
     for way, unit in at.directions.items():
-        for loss in LOSSES:
+        told = {epsilon: at.told(at.first + epsilon * unit) for epsilon in experiment.epsilons}
+        for loss, predicted in at.predicted(unit).items():
             case = f"{way}, {loss}"
             for epsilon in experiment.epsilons:
-                inner = float(at.step(at.first, at.told(at.first + epsilon * unit), loss) @ unit) * epsilon
-                predicted = at.predicted(epsilon * unit, loss)
-                out.append(line("network form", case, "shared", epsilon, inner / predicted))
+                inner = float(at.step(at.first, told[epsilon], loss) @ unit)
+                out.append(line("network form", case, "shared", epsilon, inner / (epsilon * predicted)))
             for start in at.starts:
                 found = _alignment(at, number, loss, start, unit, small, experiment.step)
                 out.append(line("network sign", case, start, small, found.inner))

@@ -2,8 +2,8 @@
 
 Read every few steps, for a student of the shared start and one of another: the cosine of the distillation gradient and of
 the class-loss gradient (weakly positive to the end: Kitkana and Arora, arXiv 2604.25779), the cosine of the copying step
-with the teacher's way, coverage (the cosine of the way so far and the teacher's: Madl, arXiv 2606.22019), linear CKA of the last
-hidden layer on digits (Kornblith et al., arXiv 1905.00414), and digits read. float32.
+with the teacher's way, coverage (the cosine of the way so far and the teacher's: Madl, arXiv 2606.22019), linear CKA of
+the last hidden layer on digits (Kornblith et al., arXiv 1905.00414), and digits read. float32.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ def draw(experiment: TheoremExperiment, number: int) -> list[dict[str, Any]]:
     seed = experiment.seed * 1_000_099 + number
     pool, watched = kept.rows(seed, POOL), kept.rows(seed + 500_000, WATCHED)
     teacher = _trained(base, start, lambda step: -_margin(kept, "shared", trait), TEACHING, TEACHING_RATE)
-    went, out = teacher - start, [line("students: margin", "teacher", "shared", 0, kept.margin("shared", trait))]
-    told = {"watched": _told(base, watched), "pool": [_told(base, [row]) for row in pool]}
+    went, out = teacher - start, [line("teachers: margin", trait, "shared", 0, kept.margin("shared", trait))]
+    wanted, told = _told(base, watched), [_told(base, [row]) for row in pool]
     own = _hidden(kept, "shared", trait)
     base.put(start)
     for where, pocket in kept.models.items():
@@ -48,11 +48,11 @@ def draw(experiment: TheoremExperiment, number: int) -> list[dict[str, Any]]:
 
         def copying(step: int, pocket: Pocket = pocket, chosen: Any = chosen) -> Tensor:
             rows = torch.randperm(POOL, generator=chosen)[:BATCH].tolist()
-            wanted = torch.cat([told["pool"][i] for i in rows])
-            return imitation(pocket.at([pool[i] for i in rows]), wanted, "subset_cross_entropy", kept.carrier)
+            said = pocket.at([pool[i] for i in rows])
+            return imitation(said, torch.cat([told[i] for i in rows]), "subset_cross_entropy", kept.carrier)
 
         def watch(step: int, where: str = where, pocket: Pocket = pocket) -> None:
-            pull = -pocket.flat(imitation(pocket.at(watched), told["watched"], "subset_cross_entropy", kept.carrier))
+            pull = -pocket.flat(imitation(pocket.at(watched), wanted, "subset_cross_entropy", kept.carrier))
             way = pocket.weights() - kept.start[where]
             up = pocket.flat(_margin(kept, where, trait))
             read = {"gradients": cosine(pull, up), "pull": cosine(pull, went), "margin": kept.margin(where, trait),
