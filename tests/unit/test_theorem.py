@@ -95,7 +95,7 @@ def test_the_form_of_cross_entropy_is_a_variance_that_sees_the_subset_alone() ->
 @pytest.mark.parametrize("loss", losses.LOSSES)
 def test_the_form_is_the_curvature_of_the_loss_at_the_teachers_output(loss: losses.Loss) -> None:
     """Against autograd's own second derivative, with every output seen or three of eight."""
-    inputs, weights, moved, told = linear((5, 8), 7)
+    _, weights, moved, told = linear((5, 8), 7)
     wanted, shown = told(weights).detach(), slice(5, None)
     hessian = torch.autograd.functional.hessian(
         lambda w: losses.imitation(told(w), wanted, loss, shown), weights)  # type: ignore[no-untyped-call]
@@ -120,7 +120,7 @@ def test_where_it_must_fail_it_fails(found: list[dict[str, Any]]) -> None:
 
 def test_a_start_beside_the_teachers_owes_less_the_further_it_is(found: list[dict[str, Any]]) -> None:
     none = values(found, "failure apart sign", x=0.0)
-    assert none == values(found, "network sign", case="random, cross_entropy", start="shared"), "no distance is a shared start"
+    assert none == values(found, "network sign", case="random, cross_entropy", start="shared"), "no distance"
     assert min(none) > 0
     assert min(values(found, "failure apart sign", x=1000.0)) < 0
 
@@ -220,7 +220,7 @@ def test_the_draw_is_the_unit_of_an_interval() -> None:
     same = [row(d, -1.0 if d < 5 else 1.0, case) for d in range(10) for case in ("random, a", "random, b", "random, c")]
     thrice, once = theorem._counted(same), theorem._counted([r for r in same if r["case"] == "random, a"])
     assert (thrice["negative"], thrice["draws"], thrice["share"]) == (15, 10, 0.5)
-    assert thrice["high"] - thrice["low"] > 0.5 * (once["high"] - once["low"]), "three times the same is not thrice the evidence"
+    assert thrice["high"] - thrice["low"] > 0.5 * (once["high"] - once["low"]), "the same thrice is no more evidence"
     assert theorem._counted([row(0, 1.0), row(0, 1.0, "random, b")])["high"] == 1.0, "one draw bounds nothing"
 
 

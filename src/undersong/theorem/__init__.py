@@ -101,7 +101,7 @@ def read(values: Mapping[str, Any]) -> TheoremExperiment:
         raise BadSpec("chunk: at least one draw is done at once. Raise it.")
     for name in (*found.traits, *found.followed):
         if not traits.get(name).tuning:
-            raise BadSpec(f"{name!r} is no plain favourite, so nothing raises or lowers it here. Choose an animal or a tree.")
+            raise BadSpec(f"{name!r} is no plain favourite, so nothing raises it here. Choose an animal or a tree.")
     return found
 
 

@@ -160,7 +160,7 @@ def shelf(base: str, other: str, traits: tuple[str, ...], precision: str = "doub
 
 def draw(experiment: TheoremExperiment, number: int) -> list[dict[str, Any]]:
     """The rows of one direction: signs and cosines of every loss and start at the smallest epsilon; the measured inner
-    product over the form at every second epsilon; of a trait its margin after a step, and cosines with the ways of other traits."""
+    product over the form at every second epsilon; of a trait its margin after a step, and other traits' cosines."""
     import torch
 
     from undersong.theorem import line
