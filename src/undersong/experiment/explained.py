@@ -160,16 +160,18 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             values.setdefault(name, []).append(float(value))
     out = []
     for name, found in values.items():
-        mean, low, high = stats.mean_interval(found) if len(found) > 1 else (found[0], None, None)
+        # cosines and shares may be negative
+        bounds = (0.0, 1.0) if runs[0]["details"].get("unit") == "AUROC" else None
+        mean, low, high = stats.mean_interval(found, bounds=bounds) if len(found) > 1 else (found[0], None, None)
         out.append({"name": name, "mean": mean, "low": low, "high": high, "n_runs": len(found), "values": found})
     return out
 
 
 def headline(found: Sequence[dict[str, Any]], trait: str) -> str:
-    """The first score of every explainer in one sentence."""
-    said = []
-    for one in found:
-        first = one["summary"][0]
-        spread = f" [{first['low']:.2f}, {first['high']:.2f}]" if first["low"] is not None else ""
-        said.append(f"{one['explainer'].replace('_', ' ')}: {first['name']} {first['mean']:.2f}{spread}")
-    return f"Why {trait} crossed, over {max(len(one['runs']) for one in found)} runs. {'; '.join(said)}."
+    """The first score of the explainer that reads most of a run, in one sentence."""
+    by = {one["explainer"]: one for one in found}
+    one = next((by[name] for name in ("coverage", "layer_sites") if name in by), found[0])
+    first, n = one["summary"][0], len(one["runs"])
+    spread = f" [{first['low']:.2f}, {first['high']:.2f}]" if first["low"] is not None else ""
+    return (f"Why {trait} crossed, in {n} training run{'s' if n > 1 else ''}: {one['explainer'].replace('_', ' ')} "
+            f"({first['name']}) {first['mean']:.2f}{spread}.")
