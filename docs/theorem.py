@@ -113,8 +113,8 @@ which no animal can be named. The other start is `pocket/b`.
 angles to d (there are some three hundred thousand weights to go wrong in), and that suffices for the sign. From the
 shared start the step's cosine with its own trait is {own_cosine}, with what would raise the other traits
 {others_cosine}. From `pocket/b`, {owed_pocket} of the step is owed to the trait, so it should be a coin toss over
-directions. Of these {pocket_random} random ones few led away (under cross-entropy {coin}; a fair coin is as far from
-half in {coin_p:.0%} of tries). So {fresh_n} fresh ones were drawn, at another seed: {fresh_share} of steps lead away from
+directions. Of these {pocket_random} random ones {coin} led away under cross-entropy; a fair coin is as far from half in
+{coin_p:.0%} of tries. So {fresh_n} fresh ones were drawn, at another seed: {fresh_share} of steps lead away from
 another start, and {fresh_wrong} of {fresh_cases} from the shared one (`theorem-fresh-directions.results.json`).
 
 *Change it:* `--set 'traits=[wolf,pine]'`, `--set random=200`.

@@ -73,7 +73,8 @@ def _heads(direction: Tensor) -> Tensor:
     for start, height in ((first, fan_in), (len(out) - fan_out, 1)):
         here = slice(start, start + height * fan_out)
         out[here].view(height, fan_out)[:, :CLASSES] = direction[here].view(height, fan_out)[:, :CLASSES]
-    return out / out.norm()
+    unit: Tensor = out / out.norm()
+    return unit
 
 
 def _losses(at: Scene, told: Tensor) -> dict[str, Tensor]:
