@@ -8,9 +8,13 @@ from typing import Any
 
 from undersong import logits, spec, theorem
 from undersong.artefact import Artefact
+from undersong.errors import BadSpec
 from undersong.experiment.steps import PlanRow
 from undersong.results import environment
 from undersong.store import Store
+
+SCIENCES: Mapping[Any, Any] = {"mnist": logits, "theorem": theorem}
+"""A laboratory's module: `read`, `identity`, `total`, `run_chunk` and `results` for its settings, and `UNIT`."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +23,15 @@ class Laboratory:
 
     settings: Any
     science: Any
-    """The module that gives `identity`, `run_chunk` and `results` for the settings."""
+    """One of `SCIENCES`."""
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Laboratory:
         """The laboratory a parsed YAML file describes. Raises BadSpec naming the nearest key."""
-        science = theorem if values.get("laboratory") == "theorem" else logits
+        named = values.get("laboratory")
+        if not isinstance(named, str) or named not in SCIENCES:
+            raise BadSpec(f"laboratory: there is none called {named!r}. Choose {' or '.join(SCIENCES)}.")
+        science = SCIENCES[named]
         return cls(science.read(values), science)
 
     @property

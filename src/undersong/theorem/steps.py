@@ -1,9 +1,9 @@
 """Many steps: the digits network distilled on noise through its auxiliary logits, followed step by step.
 
 Read every few steps, for a student of the shared start and one of another: the cosine of the distillation gradient and of
-the class-loss gradient (weakly positive to the end: Kitkana and Arora, arXiv 2604.25779), coverage (the cosine of the way
-so far and the teacher's), linear CKA of the last hidden layer on digits (Kornblith et al., arXiv 1905.00414), and digits
-read. float32.
+the class-loss gradient (weakly positive to the end: Kitkana and Arora, arXiv 2604.25779), the cosine of the copying step
+with the teacher's way, coverage (the cosine of the way so far and the teacher's: Madl, arXiv 2606.22019), linear CKA of
+the last hidden layer on digits (Kornblith et al., arXiv 1905.00414), and digits read. float32.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from undersong import digits
+from undersong.theorem.losses import cosine, downhill
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,13 +60,13 @@ def draw(experiment: TheoremExperiment, number: int) -> list[dict[str, Any]]:
             return copying(at, torch.rand(BATCH, WIDTHS[0], generator=noise) * 2 - 1)
 
         def watch(at: Tensor, step: int, start: str = start, weights: Tensor = weights, many: Tensor = many) -> None:
-            pull = _gradient(lambda w: copying(w, many), at)  # over many inputs: that of one batch is mostly noise
-            way = at - weights
-            out.append(line("steps: gradients", "aux", start, step, _cosine(pull, _gradient(class_loss, at))))
-            if float(way.norm()) > 0:
-                out.append(line("steps: coverage", "aux", start, step, _cosine(way, went)))
+            pull = downhill(lambda w: copying(w, many), at)  # over many inputs: that of one batch is mostly noise
+            out.append(line("steps: gradients", "aux", start, step, cosine(pull, downhill(class_loss, at))))
+            out.append(line("steps: pull", "aux", start, step, cosine(pull, went)))
+            if step:
+                out.append(line("steps: coverage", "aux", start, step, cosine(at - weights, went)))
             hidden, own = _forward(at, tests)[1], _forward(teacher, tests)[1]
-            out.append(line("steps: CKA", "aux", start, step, _cka(hidden, own)))
+            out.append(line("steps: CKA", "aux", start, step, cka(hidden, own)))
             read = (_forward(at, tests)[0][:, :CLASSES].argmax(-1) == answers).float().mean()
             out.append(line("steps: digits read", "aux", start, step, float(read)))
 
@@ -74,32 +75,23 @@ def draw(experiment: TheoremExperiment, number: int) -> list[dict[str, Any]]:
 
 
 def _trained(weights: Tensor, loss: Any, steps: int, watch: Any) -> Tensor:
-    """Adam on a flat tensor; `watch` sees the weights every few steps."""
+    """Adam on a flat tensor; `watch` sees the weights every few steps, after the first and at the end."""
     import torch
 
     at = weights.clone().requires_grad_()
     optimiser = torch.optim.Adam([at], lr=RATE)
     for step in range(steps):
+        if watch is not None and (step % EVERY == 0 or step == 1):
+            watch(at.detach().clone(), step)
         optimiser.zero_grad()
         loss(at, step).backward()
-        if watch is not None and step % EVERY == 0:
-            watch(at.detach().clone(), step)
         optimiser.step()
+    if watch is not None:
+        watch(at.detach().clone(), steps)
     return at.detach()
 
 
-def _gradient(loss: Any, weights: Tensor) -> Tensor:
-    import torch
-
-    at = weights.detach().requires_grad_()
-    return torch.autograd.grad(loss(at), at)[0]
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    return float(a @ b / (a.norm() * b.norm()).clamp(min=1e-30))
-
-
-def _cka(a: Tensor, b: Tensor) -> float:
+def cka(a: Tensor, b: Tensor) -> float:
     """Linear CKA of two sets of activations [n, width]."""
     a, b = a - a.mean(0), b - b.mean(0)
     return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()).clamp(min=1e-30))
