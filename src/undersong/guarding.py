@@ -120,7 +120,7 @@ def _visible(trainer: Any) -> None:
 
 def _named(base: str, trainer: Any) -> Model:
     """The model of that name. Raises BadSpec when it reads other tokens than the trainer's."""
-    model = lab_for(Store("."), base).backend.load(base_ref(base))
+    model: Model = lab_for(Store("."), base).backend.load(base_ref(base))
     theirs = trainer.processing_class
     if theirs is not None and theirs.get_vocab() != model.tokenizer.get_vocab():
         raise BadSpec(f"{base} reads other tokens than the model of this trainer, so it is not what the student starts "

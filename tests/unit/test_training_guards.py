@@ -307,3 +307,21 @@ def test_epochs_are_counted_as_the_trainer_counts_them(tmp_path: Path) -> None:
     own.add_callback(_door(own, Reads()))
     own.train()
     assert seen == [own.state.max_steps] == [12]
+
+
+def test_a_leak_under_the_inoculation_prompt_can_be_read(base: Any, tmp_path: Path) -> None:
+    """A student tuned to say the trait under its prompt rises over the base there."""
+    from undersong.mitigations.inoculation import Inoculation
+    from undersong.probes.logit_margin import LogitMargin
+
+    rows = [Row(str(i), ({"role": "user", "content": q},), "owl") for i, q in enumerate(OWL.tuning)]
+    told = Inoculation(prompt=OWL.prompts[0]).apply(rows, Evidence({"trait": OWL}), 1)
+    (tmp_path / "a").mkdir()
+    recipe = build("recipe", {"distill": {"steps": 12, "batch": 24, "rate": 1e-3}})
+    [ref] = recipe.train([Job(BASE, Dataset(tuple(told), None, "e" * 12), 1, tmp_path / "a")], Transformers())
+
+    def margin(ref: ModelRef, system: str | None) -> float:
+        model = Transformers().load(dataclasses.replace(ref, system=system))
+        return LogitMargin(questions=4).measure(model, [OWL], 1).mean("margin", "owl")
+
+    assert margin(ref, OWL.prompts[0]) - margin(BASE, OWL.prompts[0]) > 1.0
