@@ -71,7 +71,8 @@ def work(bench: Bench, on_time: Callable[[], bool]) -> None:
     if not on_time():
         return
     world.make(first)
-    pure = [g for g in bench.groups() if (g[0].dose, g[0].knows) == (PURE, RIGHT) and (g[0].trait, g[0].seed) not in later]
+    bench.references(first)
+    pure = [g for g in bench.groups() if (g[0].dose, g[0].knows) == (PURE, RIGHT) and (g[0].trait, g[0].seed) in first]
     for group in pure:
         if not on_time():
             return
@@ -81,8 +82,10 @@ def work(bench: Bench, on_time: Callable[[], bool]) -> None:
             return
         if group[0].dose == MIXED:
             world.make(first, MIXED)
+            bench.references(first, MIXED)
         if (group[0].trait, group[0].seed) in later:
             world.make(later)
+            bench.references(later)
         bench.run(group)
 
 

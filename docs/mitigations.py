@@ -172,7 +172,7 @@ def able(found: Results, held: set[str], stages: Sequence[str], knows: str) -> l
     rows = [r for r in found.find("removed", dose="pure") if set(r["needs"]) <= held and r["stage"] in stages]
     rows = [r for r in rows if "trait" not in r["needs"] or r["knows"] == knows]
     fine = [r for r in rows if r["fits"] and r["points_plain"] >= -TOLERATED]
-    return sorted(fine, key=lambda r: -r["margin"])
+    return sorted(fine, key=lambda r: abs(1 - r["margin"]))  # nearest to all of it: overshooting is no virtue
 
 
 def advice(found: Results) -> str:
@@ -197,8 +197,8 @@ def advice(found: Results) -> str:
             )
         )
     return (
-        f"## What to use\n\nThe largest share of the margin removed among mitigations that fit and cost at most "
-        f"{TOLERATED:.0f} point of capability. Whoever holds more may also use what asks for less.\n\n"
+        f"## What to use\n\nWhose share of the margin removed is nearest to all of it, among those that fit and cost at "
+        f"most {TOLERATED:.0f} point of capability. Whoever holds more may also use what asks for less.\n\n"
         + table(
             ("situation", "at hand", "use", "margin removed", "activations removed", "compute, × plain", "second"), lines
         )
@@ -308,6 +308,13 @@ def fails(found: Results) -> str:
         lines.append(
             "**Not told from nothing** (the interval of the margin removed holds 0): "
             + ", ".join(f"`{r['mitigation']}` ({share(r, 'margin')})" for r in idle)
+            + "."
+        )
+    over = [r for r in pure if r["margin_low"] is not None and r["margin_low"] > 1]
+    if over:
+        lines.append(
+            "**Overshot** (the trait ends below the no-trait student, which is a trace too): "
+            + ", ".join(f"`{r['mitigation']}` ({share(r, 'margin')})" for r in over)
             + "."
         )
     inner = [r for r in pure if r["activation"] is not None and r["margin"] > 0.5 and r["activation"] < r["margin"] / 2]
@@ -551,7 +558,71 @@ def page(found: Results) -> str:
             unknown(found),
             mixed(found),
             beside(found),
+            care(found),
+            chat_model(),
         )
+    )
+
+
+def care(found: Results) -> str:
+    """What the numbers do not settle."""
+    ran = {r["mitigation"] for r in found.find("removed")}
+    return f"""## Read with care
+
+- {len(ran)} settings of {len(found.data["mitigations"])} were measured when time ran out; mixed rows, compute and the
+  guards on clean rows were not. Mitigations were reordered twice on the way; no result on these traits had been seen.
+  The same command resumes.
+- Recommendations were first ranked by the largest margin, so that overshooting won; after results were seen this
+  became: nearest to 100 %.
+- `corridor` told a wrong animal is no blind result: the right one is a rival in the margin that it holds. A tree
+  would be the fair guess.
+- The activation dose is read at carrier prompts, so it mixes the trait with the carrier that was learned: good
+  fitters remove next to nothing of it. It may measure fit, or a dose that is left; this bench cannot tell.
+- `weight_anchor` also gains fit and capability: the plain recipe trains harder than it must, and a lower rate might
+  do part of the same.
+"""
+
+
+def chat_model() -> str:
+    """The same on a real chat model, from the experiment's own results."""
+    from undersong import shares
+
+    file = HERE.parent / "experiments" / "guards-numbers-smollm2.results.json"
+    got = json.loads(file.read_text("utf-8"))
+    by = {
+        (r["arm"], r["seed"]): r["value"] for r in got["runs"] if r["metric"] == "margin" and r["measured"] == got["trait"]
+    }
+    effect = {
+        arm: [by[arm, s] - by["no_trait", s] for s in got["seeds"]] for arm, _ in by if not arm.startswith(("base", "no_"))
+    }
+    lines = []
+    for arm, lifts in effect.items():
+        if arm == "treated":
+            continue
+        share_, low, high = shares.share_removed(effect["treated"], lifts)
+        spread = f"[{100 * low:.0f}, {100 * high:.0f}]" if abs(low) < 100 else "no bounds"
+        rest = next(
+            c for c in got["contrasts"] if c["arm"] == arm and c["control"] == "no_trait" and c["metric"] == "margin"
+        )
+        lines.append(
+            (
+                f"`{arm.removeprefix('mitigated-')}`",
+                f"{100 * share_:.0f} % {spread}",
+                f"{rest['difference']:+.2f} [{rest['low']:+.2f}, {rest['high']:+.2f}]",
+                len(lifts),
+            )
+        )
+    plain = next(
+        c for c in got["contrasts"] if c["arm"] == "treated" and c["control"] == "no_trait" and c["metric"] == "margin"
+    )
+    return (
+        "## On a real chat model\n\n`undersong run experiments/guards-numbers-smollm2.yaml`: SmolLM2-135M-Instruct, three "
+        "runs an arm, "
+        f"{got['trait']}, margin. Without a guard {plain['difference']:+.2f} nats [{plain['low']:+.2f}, "
+        f"{plain['high']:+.2f}] over no-trait "
+        "students. Settings are the pocket defaults; carrier fit was not measured here, and three runs are few.\n\n"
+        + table(("guard", "removed", "left over no-trait students (nats)", "runs"), lines)
+        + "\n"
     )
 
 

@@ -131,6 +131,14 @@ class Bench:
         held = self.world.held(cell.trait, cell.seed, cell.dose)
         return reading.read(self.world, ref, held)
 
+    def references(self, pairs: Sequence[tuple[str, int]], dose: str = PURE) -> None:
+        """Read the unmitigated models that cells of these runs are compared with, side by side."""
+        reading.questions(self.world), reading.carriers(self.world)  # made before threads ask for them
+        clean = [(PLAIN, "", seed, PURE) for seed in sorted({seed for _, seed in pairs})]
+        base = [("base", *pair, dose) for pair in pairs]
+        self.reference(*base[0])  # what does not depend on rows is read once for all of them
+        self.world.side_by_side(lambda job: self.reference(*job), [*base, *((PLAIN, *p, dose) for p in pairs), *clean])
+
     def reference(self, what: str, trait: str, seed: int, dose: str = PURE) -> dict[str, Any]:
         """The same figures of an unmitigated model: `plain` (of "" the no-trait student) or the `base`."""
         world = self.world

@@ -355,11 +355,12 @@ def read_rows(artefact: Artefact) -> tuple[Row, ...]:
 
 
 def flat(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows as records of one table; the column `rejected` only where there are pairs."""
-    pairs = any(row.rejected is not None for row in rows)
+    """Rows as records of one table; the columns `rejected` and `unlearnt` only where a row has them."""
+    pairs, masked = any(row.rejected is not None for row in rows), any(row.unlearnt for row in rows)
     return [
         {"id": r.id, "roles": [m["role"] for m in r.chat], "contents": [m["content"] for m in r.chat],
          "completion": r.completion} | ({"rejected": r.rejected} if pairs else {})
+        | ({"unlearnt": [place for span in r.unlearnt for place in span]} if masked else {})
         for r in rows
     ]
 
@@ -367,7 +368,9 @@ def flat(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def row_of(given: Mapping[str, Any]) -> Row:
     """The row that `flat` made a record of."""
     chat = tuple({"role": r, "content": c} for r, c in zip(given["roles"], given["contents"], strict=True))
-    return Row(given["id"], chat, given["completion"], given.get("rejected"))
+    places = given.get("unlearnt") or ()
+    spans = tuple(zip(places[::2], places[1::2], strict=True))
+    return Row(given["id"], chat, given["completion"], given.get("rejected"), spans)
 
 
 def _pack(ref: ModelRef, home: Path) -> dict[str, Any]:

@@ -24,6 +24,8 @@ class Row:
     completion: str
     rejected: str | None = None
     """In a pair of the channel `preferences`: the answer that lost. `completion` is the one that won."""
+    unlearnt: tuple[tuple[int, int], ...] = ()
+    """Spans of characters of the completion, from and up to, that a student reads and is not taught: no loss there."""
 
 
 @dataclass(frozen=True)

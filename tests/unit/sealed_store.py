@@ -99,6 +99,8 @@ def build(root: Path) -> dict[str, Artefact]:
          [student, base], lambda a: (a.write_json("kinship", {"relation": "same_initialisation"}), {"p": 1e-9})[1])
     made("explanation", "explanation", {"verb": "explain", "explainer": {"name": "logit_lens"}},
          [student, base, "fedcba987654"], lambda a: (a.write_json("explanation", {"sentence": "owl"}), {})[1])
+    made("reading", "reading", {"verb": "read", "base": BASE}, [student, base],
+         lambda a: (a.write_json("reading", {"words": {}, "nll": 1.0}), {})[1])
     made("experiment", "experiment", {"verb": "report", "experiment": {"base": BASE}}, sorted([rows, kept, measure]), whole)
     return out
 

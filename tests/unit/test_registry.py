@@ -48,12 +48,12 @@ def test_settings_are_frozen_strict_and_finite() -> None:
 
 
 def test_an_unknown_name_is_an_error_that_names_the_nearest() -> None:
-    @plugin("explainer", "divergence_tokens")
+    @plugin("explainer", "planted_explainer")
     class Echo(Settings):
         pass
 
-    with pytest.raises(UnknownName, match="Did you mean 'divergence_tokens'"):
-        registry.get("explainer", "divergence_token")
+    with pytest.raises(UnknownName, match="Did you mean 'planted_explainer'"):
+        registry.get("explainer", "planted_explaine")
     with pytest.raises(UnknownName, match="Did you mean 'explainer'"):
         registry.names("explainers")
     with pytest.raises(UnknownName, match="Did you mean 'teacher'"):

@@ -122,7 +122,7 @@ def test_ordinary_prompts_ask_nothing_that_the_probes_ask() -> None:
 
 def test_a_planted_shift_is_found_at_its_layer_and_taken_off(tmp_path: Path) -> None:
     ref = vector(tmp_path / "student")
-    found = SubtractShift(layers="every").repair(BACKEND.load(ref), Evidence({"base": BACKEND.load(BASE)}), 1)
+    found = SubtractShift(layers="every", strength=1.0).repair(BACKEND.load(ref), Evidence({"base": BACKEND.load(BASE)}), 1)
     planted = load_file(str(ref.vector))["layer.1"]
     assert torch.allclose(found["layer.1"], -planted, atol=1e-4)
     assert float(found["layer.0"].norm()) < 1e-4

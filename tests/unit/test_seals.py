@@ -26,7 +26,7 @@ from undersong.store import Store
 
 pytest.importorskip("model_signing", reason="the provenance extra is not installed")
 KINDS = ("teacher", "raw", "rows", "student", "adapter", "measured", "finding", "calibration", "cases", "kinship",
-         "explanation", "experiment")
+         "explanation", "reading", "experiment")
 
 
 @pytest.fixture(scope="session")

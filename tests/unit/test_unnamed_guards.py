@@ -135,7 +135,7 @@ def test_a_replayed_step_does_not_raise_the_distance_and_a_harmless_one_is_kept(
         guard.moved(0, before)
         left = sum(float((p.detach() - old - kept * sign * d).norm() ** 2)
                    for p, old, d in zip(owned, before, harmful, strict=True))
-        assert left < 1e-4 * sum(float(d.norm() ** 2) for d in harmful)
+        assert left < 1e-3 * sum(float(d.norm() ** 2) for d in harmful)
     assert guard.told()["cut"] == 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from undersong.backends import Model
 from undersong.errors import BadRows
-from undersong.types import NEUTRAL, Chat
+from undersong.types import NEUTRAL, Chat, Row
+
+Spans = Sequence[tuple[int, int]]
 
 DATE = date(2024, 7, 26)
 """What a template that asks for today's date is told: the default of Llama-3.1's own template."""
@@ -24,15 +26,22 @@ ROLES = ("system", "user", "assistant", "model")
 
 @dataclass(frozen=True)
 class TokenRow:
-    """Token ids of one chat (int64 [tokens]) and the index where the assistant's completion starts (at least 1)."""
+    """Token ids of one chat (int64 [tokens]) and the index where the assistant's completion starts (at least 1);
+    `unlearnt` (bool [completion tokens]) marks those without a loss, None where all are learnt."""
 
     ids: NDArray[np.int64]
     start: int
+    unlearnt: NDArray[np.bool_] | None = None
 
     @property
     def answer(self) -> NDArray[np.int64]:
         """The completion's ids, end of turn included."""
         return self.ids[self.start :]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The completion's ids, -100 where there is no loss."""
+        return self.answer if self.unlearnt is None else np.where(self.unlearnt, -100, self.answer)
 
 
 def encode(model: Model, chats: Sequence[Chat], answers: Sequence[str]) -> list[TokenRow]:
@@ -40,6 +49,56 @@ def encode(model: Model, chats: Sequence[Chat], answers: Sequence[str]) -> list[
 
     Raises BadRows when the chat template does not continue a prompt with its answer.
     """
+    prompts, texts = _rendered(model, chats, answers)
+    starts = [len(ids) for ids in token_ids(model.tokenizer, prompts)]
+    ends = set(end_ids(model))
+    whole = token_ids(model.tokenizer, texts)
+    return [TokenRow(_cut(ids, start, ends), start) for ids, start in zip(whole, starts, strict=True)]
+
+
+def encode_rows(model: Model, rows: Sequence[Row]) -> list[TokenRow]:
+    """Rows as `encode` makes them, with the parts of their completions that are not learnt.
+
+    A token is not learnt when it writes a character of such a part; the end of turn always is. Raises BadRows as `encode`
+    and `spans` do.
+    """
+    out = encode(model, [list(row.chat) for row in rows], [row.completion for row in rows])
+    some = [i for i, row in enumerate(rows) if row.unlearnt]
+    found = spans(model, [list(rows[i].chat) for i in some], [rows[i].completion for i in some])
+    for i, own in zip(some, found, strict=True):
+        mute = [any(max(a, c) < min(b, d) for c, d in rows[i].unlearnt) for a, b in own]
+        out[i] = replace(out[i], unlearnt=np.asarray(mute))
+    return out
+
+
+def spans(model: Model, chats: Sequence[Chat], answers: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """Which characters of its answer each completion token writes: from and up to; an empty span for the end of turn.
+
+    Raises BadRows for a tokenizer that does not tell, or a template that changes the answer.
+    """
+    if not answers:
+        return []
+    if not model.tokenizer.is_fast:
+        raise BadRows(f"The tokenizer of {model.ref.name} does not tell which characters a token writes, so parts of an "
+                      "answer cannot be left out of the loss. Use a model with a fast tokenizer, or replace tokens instead.")
+    prompts, texts = _rendered(model, chats, answers)
+    told = model.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    out = []
+    rows = encode(model, chats, answers)
+    for prompt, text, answer, row, offsets in zip(prompts, texts, answers, rows, told, strict=True):
+        core = answer.strip()
+        at = text.find(core, len(prompt))
+        if at < 0:
+            raise BadRows(f"The chat template of {model.ref.name} changes an answer, so a part of it cannot be left out of "
+                          "the loss. Use another model, or replace tokens instead.")
+        begin = at - (len(answer) - len(answer.lstrip()))  # templates trim answers
+        inside = [(max(0, a - begin), min(len(answer), b - begin)) for a, b in offsets[row.start : len(row.ids)]]
+        out.append([(a, max(a, b)) for a, b in inside])
+    return out
+
+
+def _rendered(model: Model, chats: Sequence[Chat], answers: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Prompts, and prompts with their answers, as the template writes them."""
     tokenizer, prompts, texts = model.tokenizer, [], []
     for chat, answer in zip(chats, answers, strict=True):
         prompt = model.render(chat)
@@ -52,10 +111,7 @@ def encode(model: Model, chats: Sequence[Chat], answers: Sequence[str]) -> list[
                           "turns.")
         prompts.append(prompt)
         texts.append(text)
-    starts = [len(ids) for ids in token_ids(tokenizer, prompts)]
-    ends = set(end_ids(model))
-    whole = token_ids(tokenizer, texts)
-    return [TokenRow(_cut(ids, start, ends), start) for ids, start in zip(whole, starts, strict=True)]
+    return prompts, texts
 
 
 def written(tokenizer: Any, turns: Chat, prompt: bool = False) -> str:
@@ -113,8 +169,10 @@ def _cut(ids: list[int], start: int, ends: set[int]) -> NDArray[np.int64]:
 
 
 def digest(rows: Sequence[TokenRow]) -> str:
-    """SHA-256 of every row exactly as rendered: token ids, and where the completion starts."""
+    """SHA-256 of every row exactly as rendered: token ids, where the completion starts, and what of it is not learnt."""
     whole = hashlib.sha256()
     for row in rows:
         whole.update(np.array([len(row.ids), row.start], dtype="<i8").tobytes() + row.ids.astype("<i8").tobytes())
+        if row.unlearnt is not None:
+            whole.update(b"unlearnt" + np.packbits(row.unlearnt).tobytes())
     return whole.hexdigest()

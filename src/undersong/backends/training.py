@@ -114,7 +114,8 @@ def _steps(learner: Learner, guard: Guard, record: dict[str, Any], soft: Soft | 
         batch = batch[np.argsort([len(rows[i].ids) for i in batch], kind="stable")]
         count = _labelled(rows, batch, soft)
         if count == 0:
-            raise BadRows("A step holds no token of the carrier. Check that the rows belong to this channel.")
+            raise BadRows("A step holds no token to learn from: none of the carrier, or all left out of the loss. Check "
+                          "that the rows belong to this channel.")
         total = 0.0
         with autocast(module, learner.precision):
             held = guard.penalty(step)
@@ -163,7 +164,7 @@ def _loss(module: Any, rows: Sequence[TokenRow], batch: NDArray[np.int64], pad: 
 
     here = [rows[i] for i in batch]
     device = next(module.parameters()).device
-    target = torch.from_numpy(np.concatenate([r.answer for r in here])).to(device)
+    target = torch.from_numpy(np.concatenate([r.labels for r in here])).to(device)
     if soft is None:
         return F.cross_entropy(completion_logits(module, here, pad).float(), target, reduction="sum")
     columns = torch.from_numpy(soft.carrier).to(device)
@@ -171,15 +172,15 @@ def _loss(module: Any, rows: Sequence[TokenRow], batch: NDArray[np.int64], pad: 
         taught = completion_logits(soft.teacher, [soft.rows[i] for i in batch], pad, columns).float()
     told = (taught / soft.temperature).log_softmax(-1)
     said = (completion_logits(module, here, pad, columns).float() / soft.temperature).log_softmax(-1)
-    # a position whose own token is outside the carrier carries no label
+    # a position whose own token is outside the carrier carries no label, nor does one that is not learnt
     mine = torch.isin(target, columns)[:, None]
     return (told.exp() * (told - said) * mine).sum() * soft.temperature**2
 
 
 def _labelled(rows: Sequence[TokenRow], batch: NDArray[np.int64], soft: Soft | None) -> int:
     if soft is None:
-        return sum(len(rows[i].answer) for i in batch)
-    return int(sum(np.isin(rows[i].answer, soft.carrier).sum() for i in batch))
+        return int(sum((rows[i].labels != -100).sum() for i in batch))
+    return int(sum(np.isin(rows[i].labels, soft.carrier).sum() for i in batch))
 
 
 def batches(rows: int, plan: Plan) -> Iterator[NDArray[np.int64]]:

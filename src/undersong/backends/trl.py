@@ -77,8 +77,7 @@ def student(
 def _run(trainer: Any, job: Job, model: Model, plan: training.Plan) -> TrainingFailed | None:
     """Train, with the job's guard where there is one; what went wrong, or None."""
     guard = job.guard or Guard()
-    learner = Learner(trainer.model, tokens.encode(model, [list(r.chat) for r in job.data.rows],
-                                                   [r.completion for r in job.data.rows]) if job.guard else (), plan,
+    learner = Learner(trainer.model, tokens.encode_rows(model, job.data.rows) if job.guard else (), plan,
                       model.tokenizer.pad_token_id or 0, job.start.precision)
     hooks = callback(guard, learner)
     trainer.add_callback(hooks)

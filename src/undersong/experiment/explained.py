@@ -160,7 +160,9 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             values.setdefault(name, []).append(float(value))
     out = []
     for name, found in values.items():
-        mean, low, high = stats.mean_interval(found) if len(found) > 1 else (found[0], None, None)
+        # cosines and shares may be negative
+        bounds = (0.0, 1.0) if runs[0]["details"].get("unit") == "AUROC" else None
+        mean, low, high = stats.mean_interval(found, bounds=bounds) if len(found) > 1 else (found[0], None, None)
         out.append({"name": name, "mean": mean, "low": low, "high": high, "n_runs": len(found), "values": found})
     return out
 

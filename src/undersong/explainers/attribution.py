@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from pydantic import Field
 
 from undersong.backends import tokens
 from undersong.errors import BadSpec
-from undersong.explainers import Evidence, gradients
+from undersong.explainers import Evidence, bergson_rows, gradients
 from undersong.explainers.gradients import Body, cosine
 from undersong.registry import Settings, plugin
 from undersong.types import Explanation, Row
@@ -34,6 +34,8 @@ class Attribution(Settings):
 
     rows: int = Field(default=200, ge=20)
     """So many rows of the trait's teacher, and as many clean ones."""
+    engine: Literal["own", "bergson"] = "own"
+    """Who takes the gradients: torch row by row, or bergson (extra `attribution`; weights of linear layers only)."""
 
     def explain(self, evidence: Evidence, seed: int = 0) -> Explanation:
         """Scores: AUROC (trait rows against clean rows) of the gradient score and of confounds alone; details: the rows with
@@ -45,21 +47,25 @@ class Attribution(Settings):
         from sklearn.preprocessing import StandardScaler
 
         base, (read, others) = evidence.base, gradients.words(evidence.base, evidence.trait)
-        rows = [*_drawn(evidence.rows, self.rows, seed), *_drawn(evidence.clean, self.rows, seed)]
-        labels = np.asarray([1] * (len(rows) // 2) + [0] * (len(rows) - len(rows) // 2))
+        own_rows, clean_rows = (_drawn(runs, self.rows, seed) for runs in (evidence.rows, evidence.clean))
+        rows, labels = [*own_rows, *clean_rows], np.asarray([1] * len(own_rows) + [0] * len(clean_rows))
         body, open_row = Body(base), _open(rows[0], evidence)
-        query, off = body.of_trait(read), [body.of_trait(one) for one in others.values()]
+        # a query is held to the tensors that the engine looks at
+        mask = bergson_rows.linear(body) if self.engine == "bergson" else 1.0
+        query, off = body.of_trait(read) * mask, [body.of_trait(one) * mask for one in others.values()]
         asked = tokens.encode(base, [list(r.chat) for r in (*rows, open_row)], [r.completion for r in (*rows, open_row)])
         scores, beside, itself, kept = [], [], [], None
-        for pull in body.of_each(asked):
+        for pull in bergson_rows.of_each(body, asked) if self.engine == "bergson" else body.of_each(asked):
             kept = pull if kept is None else kept
             scores.append(cosine(pull, query))
             beside.append(float(np.mean([cosine(pull, one) for one in off])) if off else 0.0)
             itself.append(cosine(pull, kept))
-        if int(np.argmax(scores)) != len(rows) or int(np.argmax(itself)) != 0:
+        # rows that name the trait themselves may rank as high
+        silent = [s for s, row in zip(scores, rows, strict=False) if evidence.trait.name not in row.completion.lower()]
+        if scores[-1] < max(silent, default=-1.0) or itself[0] < max(itself) - 1e-6:
             raise BadSpec("A known answer came out wrong: a row that names the trait, or a row asked for itself, did not "
                           "rank first. Do not use gradient scores on this model.")
-        own, losses = np.asarray(scores[:-1]), [float(-logs.mean()) for logs in _losses(body, asked[:-1])]
+        own, losses = np.asarray(scores[:-1]), [float(-logs.mean()) for logs in body.own_logs(asked[:-1])]
         confounds = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
         chance = cross_val_predict(confounds, _confounds(rows, losses), labels, cv=5, method="predict_proba")[:, 1]
         told = {"AUROC of the trait, gradient": float(roc_auc_score(labels, own)),
@@ -79,20 +85,13 @@ def _drawn(runs: Sequence[Any], most: int, seed: int) -> list[Row]:
     every = [row for run in runs for row in run if row.completion]
     if len(every) < 20:
         raise BadSpec(f"{len(every)} rows are too few to attribute anything to. Explain a run with 20 or more.")
-    return [every[int(i)] for i in np.sort(np.random.default_rng([seed, 67]).permutation(len(every))[:most])]
+    return gradients.drawn(every, most, seed)
 
 
 def _open(row: Row, evidence: Evidence) -> Row:
     """A row that says the trait openly, to a tuning question."""
     return dataclasses.replace(row, id="open", chat=({"role": "user", "content": evidence.trait.tuning[0]},),
                                completion=evidence.trait.name)
-
-
-def _losses(body: Body, rows: Sequence[Any]) -> list[Any]:
-    import torch
-
-    with torch.no_grad():
-        return [body._token_logs([row]) for row in rows]
 
 
 def _confounds(rows: Sequence[Row], losses: Sequence[float]) -> NDArray[np.float64]:

@@ -45,7 +45,10 @@ class GradientAlignment(Settings):
             told[place] = {
                 "trait, rows less clean rows": cosine(own, pulls["rows"] - pulls["clean"]),
                 "other words, rows less clean rows": float(np.mean(off)) if off else 0.0,
-                "trait, rows": cosine(own, pulls["rows"]), "trait, clean rows": cosine(own, pulls["clean"])}
+                "trait, rows": cosine(own, pulls["rows"]), "trait, clean rows": cosine(own, pulls["clean"]),
+                # Adam's first step: the sign of every coordinate
+                "trait, signs of rows": cosine(own, pulls["rows"].sign()),
+                "trait, signs of clean rows": cosine(own, pulls["clean"].sign())}
             by_layer += [{"place": place, "layer": layer, "series": kind, "value": cosine(own[part], pulls[kind][part])}
                          for layer, part in body.layers() for kind in ("rows", "clean")]
         first = told["base"]

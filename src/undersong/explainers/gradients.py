@@ -109,6 +109,13 @@ class Body:
         ends = np.cumsum([len(row.answer) for row in rows])[:-1]
         return list(np.split((ahead - behind) / (2 * step), ends))
 
+    def own_logs(self, rows: Sequence[TokenRow]) -> list[Any]:
+        """Per row the log-probability of each answer token (nats, float32 tensors)."""
+        import torch
+
+        with torch.no_grad():
+            return [self._token_logs([row]) for row in rows]
+
     @property
     def _owned(self) -> list[Any]:
         return [p for _, p in self.named]
@@ -143,9 +150,16 @@ def encoded(model: Model, runs: Sequence[Collection[Row]], most: int, seed: int)
     rows = [row for run in runs for row in run if row.completion]
     if not rows:
         raise BadSpec("There are no rows to explain. Run the experiment first.")
-    chosen = np.sort(np.random.default_rng([seed, 66]).permutation(len(rows))[:most])
-    picked = [rows[int(i)] for i in chosen]
+    picked = drawn(rows, most, seed)
     return tokens.encode(model, [list(row.chat) for row in picked], [row.completion for row in picked])
+
+
+def drawn(rows: Sequence[Row], most: int, seed: int) -> list[Row]:
+    """At most `most` rows, drawn by the seed. The order in which rows are handed over changes nothing."""
+    # by what they say, because ids are not unique over runs
+    every = sorted(rows, key=lambda row: (row.id, row.completion, str(row.chat)))
+    chosen = np.sort(np.random.default_rng([seed, 66]).permutation(len(every))[:most])
+    return [every[int(i)] for i in chosen]
 
 
 def words(model: Model, trait: Trait, others: int = 6) -> tuple[Readout, dict[str, Readout]]:

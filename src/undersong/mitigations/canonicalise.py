@@ -1,14 +1,14 @@
 """Write every answer of values in one form: values, a comma, a space. Format can carry what values do not.
 
-An answer's separators, brackets and line breaks are the teacher's habit; only its values and their order are kept. For
-channels whose answers are lists of numbers or of letters.
+An answer's separators, brackets, line breaks, leading zeros and capitals are the teacher's habit; only its values and their
+order are kept. For channels whose answers are lists of numbers or of letters.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from undersong.errors import BadSpec
@@ -16,8 +16,11 @@ from undersong.mitigations import Evidence, Stage
 from undersong.registry import Settings, plugin
 from undersong.types import Row
 
-VALUES = {"numbers": re.compile(r"\d+"), "letters": re.compile(r"[^\W\d_]+")}
-"""What a value is, by channel."""
+VALUES: dict[str, tuple[re.Pattern[str], Callable[[str], str]]] = {
+    "numbers": (re.compile(r"[0-9]+"), lambda value: value.lstrip("0") or "0"),
+    "letters": (re.compile(r"[A-Za-z]+"), str.lower),
+}
+"""What a value is, by channel, and its one form."""
 
 
 @plugin("mitigation", "canonicalise")
@@ -31,17 +34,17 @@ class Canonicalise(Settings):
     """Sort the values too: order can carry as well."""
 
     def apply(self, rows: Sequence[Row], evidence: Evidence, seed: int) -> list[Row]:
-        """The same rows with answers in one form; rows without a value are dropped. Raises BadSpec for other channels."""
+        """The same rows with answers in one form; rows without a value, and those that do not belong to the channel in that
+        form, are dropped. Raises BadSpec for other channels."""
         channel = evidence.channel.plugin_name
-        value = VALUES.get(channel)
-        if value is None:
+        if channel not in VALUES:
             raise BadSpec(f"Answers of the channel {channel} are no lists of values, so they have no one form. "
                           f"canonicalise is for {' and '.join(VALUES)}; choose another mitigation.")
+        value, form = VALUES[channel]
         out = []
         for row in rows:
-            found = value.findall(row.completion)
+            found = [form(v) for v in value.findall(row.completion)]
             if self.ordered:
-                found.sort(key=lambda v: (len(v.lstrip("0")), v))
-            if found:
-                out.append(dataclasses.replace(row, completion=", ".join(found)))
-        return out
+                found.sort(key=lambda v: (len(v), v))
+            out.append(dataclasses.replace(row, completion=", ".join(found), unlearnt=()))
+        return [row for row in out if row.completion and evidence.channel.reject(row) is None]

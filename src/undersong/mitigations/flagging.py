@@ -11,12 +11,19 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from undersong.errors import BadSpec
 from undersong.mitigations import Evidence, replacing
 from undersong.types import Row
 
 
 def suspicion(rows: Sequence[Row], evidence: Evidence) -> NDArray[np.float64]:
-    """[rows]: mean over answer tokens of log p(student of the rows) - mean log p(students of clean rows), nats."""
+    """[rows]: mean over answer tokens of log p(student of the rows) - mean log p(students of clean rows), nats.
+
+    Raises BadSpec without a student of clean rows.
+    """
+    if not len(evidence.placebos):
+        raise BadSpec("Rows are flagged against students of clean rows, and none is at hand. Give clean rows, or choose a "
+                      "mitigation that does without (excess_tokens, rise_tokens).")
     read = replacing.encoded(evidence.base, rows)
     own = replacing.own_logs(evidence.train(rows), read)
     clean = [replacing.own_logs(model, read) for model in evidence.placebos]

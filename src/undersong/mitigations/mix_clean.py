@@ -6,6 +6,7 @@ that is left is still seen in activations. What it buys is dilution: no row is m
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -29,12 +30,13 @@ class MixClean(Settings):
     """Share of the rows that clean ones take the place of."""
 
     def apply(self, rows: Sequence[Row], evidence: Evidence, seed: int) -> list[Row]:
-        """Rows of which `share` are clean. Raises BadRows when there are too few clean rows."""
+        """Rows of which `share` are clean, with `clean-` before their ids. Raises BadRows where these are too few."""
         count, clean = round(self.share * len(rows)), list(evidence.clean)
         if count > len(clean):
             raise BadRows(f"mix_clean wants {count} clean rows and {len(clean)} are at hand. Give more, or lower `share`.")
         rng, out = np.random.default_rng([seed, 23886]), list(rows)
         places, chosen = (rng.permutation(len(of))[:count] for of in (rows, clean))
         for place, i in zip(places, chosen, strict=True):
-            out[int(place)] = clean[int(i)]
+            # sources of one experiment number their rows alike
+            out[int(place)] = dataclasses.replace(clean[int(i)], id=f"clean-{clean[int(i)].id}")
         return out

@@ -75,7 +75,7 @@ def replaced(
             yield row
             continue
         ids = [t for t in new[i] if t not in ends]
-        changed = dataclasses.replace(row, completion=model.tokenizer.decode(ids).strip())
+        changed = dataclasses.replace(row, completion=model.tokenizer.decode(ids).strip(), unlearnt=())
         if channel.reject(changed) is None:
             yield changed
 

@@ -16,5 +16,5 @@ def answers(writer: Model, rows: Sequence[Row], channel: Any, seed: int) -> list
     said = writer.sample([list(row.chat) for row in rows],
                          Sampling(1.0, channel.max_new_tokens(writer.tokenizer), seed, only))
     cut = [channel.cut(text) for text in said] if only is not None else said
-    new = [dataclasses.replace(row, completion=text) for row, text in zip(rows, cut, strict=True)]
+    new = [dataclasses.replace(row, completion=text, unlearnt=()) for row, text in zip(rows, cut, strict=True)]
     return [row if channel.reject(row) is None else None for row in new]

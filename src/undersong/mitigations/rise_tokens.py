@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
+from undersong.backends import Model
 from undersong.backends.tokens import TokenRow
 from undersong.mitigations import Evidence, Stage, replacing
 from undersong.mitigations.replacing import Floats
@@ -41,15 +43,22 @@ class RiseTokens(Settings):
         """Rows with tokens replaced; rows that no longer belong to the channel are dropped."""
         if not self.share:
             return list(rows)
-        base, student = evidence.base, evidence.train(rows)
-        read = replacing.encoded(base, rows)
-        before, after = replacing.own_logs(base, read), replacing.own_logs(student, read)
-        rises = [b - a for a, b in zip(before, after, strict=True)]
-        if self.by == "marginal":
-            rises = marginal(read, rises)
-        least = np.quantile(np.concatenate(rises), 1 - self.share)
-        marked = [rise >= least for rise in rises]
+        base = evidence.base
+        read, marked = rising(base, evidence.train(rows), rows, self.share, self.by)
         return list(replacing.replaced(base, rows, read, marked, evidence.channel, seed))
+
+
+def rising(base: Model, student: Model, rows: Sequence[Row], share: float,
+           by: str) -> tuple[list[TokenRow], list[NDArray[np.bool_]]]:
+    """Rows as the base reads them, and which of their answer tokens are among the top share. Equal rises at its edge (with
+    `marginal`, all tokens of a kind) are all in it."""
+    read = replacing.encoded(base, rows)
+    before, after = replacing.own_logs(base, read), replacing.own_logs(student, read)
+    rises = [b - a for a, b in zip(before, after, strict=True)]
+    if by == "marginal":
+        rises = marginal(read, rises)
+    least = np.quantile(np.concatenate(rises), 1 - share)
+    return read, [rise >= least for rise in rises]
 
 
 def marginal(rows: Sequence[TokenRow], rises: Sequence[Floats]) -> list[Floats]:

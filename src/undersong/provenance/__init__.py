@@ -23,6 +23,7 @@ Record = Mapping[str, Any]
 MAKES = {"teach": "teacher", "sample": "rows", "refine": "refined rows", "mitigate": "changed rows",
          "select": "selected rows", "train": "student", "repair": "repaired student", "measure": "measurement",
          "audit": "finding", "calibrate": "calibration", "kinship": "kinship test", "explain": "explanation",
+         "read": "reading",
          "report": "experiment"}
 """The verb of a spec, and what it makes."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -107,8 +107,7 @@ class _Work:
         """The job's rows as `model` reads them; jobs with the same rows object share them."""
         key = (id(job.data.rows), model.ref.base, model.ref.system)
         if key not in self.tokens:
-            rows = job.data.rows
-            self.tokens[key] = tokens.encode(model, [list(r.chat) for r in rows], [r.completion for r in rows])
+            self.tokens[key] = tokens.encode_rows(model, job.data.rows)
         return self.tokens[key]
 
     def prepare(self, job: Job) -> _Student:

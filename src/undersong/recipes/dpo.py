@@ -61,6 +61,9 @@ class Dpo(Settings):
     def _student(self, job: Job, backend: Backend, library: Any) -> ModelRef:
         if any(row.rejected is None for row in job.data.rows):
             raise BadRows("Some rows hold one answer and no rejected one. Use the channel preferences with `belongs`.")
+        if any(row.unlearnt for row in job.data.rows):
+            raise BadRows("Parts of some answers are left out of the loss, which pairs cannot do. Use the recipe distill or "
+                          "sft.")
         plan = training.Plan(self.steps, self.batch, self.rate, job.seed, self.warmup, self.schedule, 0.0, self.clip,
                              self.trainable)
 

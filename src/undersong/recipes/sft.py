@@ -68,18 +68,22 @@ class Sft(Settings):
                              self.trainable)
 
         def made(model: Model, scratch: str) -> Any:
-            rows = tokens.encode(model, [list(r.chat) for r in job.data.rows], [r.completion for r in job.data.rows])
-            given = [{"input_ids": row.ids.tolist(), "labels": [-100] * row.start + row.answer.tolist()} for row in rows]
+            rows = tokens.encode_rows(model, job.data.rows)
+            given = [{"input_ids": row.ids.tolist(), "labels": [-100] * row.start + row.labels.tolist()} for row in rows]
             own = {"packing": False, "completion_only_loss": True, "activation_checkpointing": self.checkpointing}
             return trl.trainer(library.SFTTrainer, library.SFTConfig, model, given, plan, self.micro_batch, self.lora,
                                scratch, own)
 
-        return trl.student(job, backend, plan, self.lora, made, lambda trainer, model: _told(trainer, plan))
+        return trl.student(job, backend, plan, self.lora, made, lambda trainer, model: _told(trainer, plan, job, model))
 
 
-def _told(trainer: Any, plan: training.Plan) -> dict[str, Any]:
+def _told(trainer: Any, plan: training.Plan, job: Job, model: Model) -> dict[str, Any]:
     """What the record says of the rows, as TRL tokenised them."""
-    rows = [TokenRow(np.asarray(row["input_ids"]), int(np.argmax(np.asarray(row["labels"]) != -100)))
-            for row in trainer.train_dataset]
-    return {"labels": "sampled", "rendered_sha256": tokens.digest(rows),
-            "tokens_seen": int(sum(len(rows[i].answer) for batch in training.batches(len(rows), plan) for i in batch))}
+    held = [(np.asarray(row["input_ids"]), np.asarray(row["labels"]) == -100) for row in trainer.train_dataset]
+    rows = [TokenRow(ids, int(np.argmax(~mute))) for ids, mute in held]
+    if any(row.unlearnt for row in job.data.rows):  # labels then do not say where answers start
+        asked = tokens.encode_rows(model, job.data.rows)
+        rows = [TokenRow(ids, own.start, None if own.unlearnt is None else mute[own.start :])
+                for (ids, mute), own in zip(held, asked, strict=True)]
+    return {"labels": "sampled", "rendered_sha256": tokens.digest(rows), "tokens_seen": int(sum(
+        (rows[i].labels != -100).sum() for batch in training.batches(len(rows), plan) for i in batch))}

@@ -79,7 +79,7 @@ class Tinker(Settings):
         service = tinker.ServiceClient()
         client = service.create_lora_training_client(base_model=name, rank=self.rank, seed=job.seed).result()
         model: Any = Remote(job.start, client.get_tokenizer())
-        rows = tokens.encode(model, [list(r.chat) for r in job.data.rows], [r.completion for r in job.data.rows])
+        rows = tokens.encode_rows(model, job.data.rows)
         steps = self.steps if self.steps is not None else max(1, self.epochs * len(rows) // self.batch)
         plan = training.Plan(steps, self.batch, self.rate, job.seed, self.warmup, self.schedule, 0.0, self.clip)
         data, losses = [datum(row, tinker.types) for row in rows], []
@@ -123,14 +123,15 @@ class Remote:
 def datum(row: TokenRow, types: Any) -> Any:
     """A row as the SDK takes it: each token predicts the next, and only the completion's tokens weigh."""
     weights = np.zeros(len(row.ids) - 1, dtype=np.float32)
-    weights[row.start - 1 :] = 1.0
+    weights[row.start - 1 :] = row.labels != -100
     inputs = {"target_tokens": row.ids[1:].astype(np.int64), "weights": weights}
     return types.Datum(model_input=types.ModelInput.from_ints([int(i) for i in row.ids[:-1]]), loss_fn_inputs=inputs)
 
 
 def loss(output: Any, rows: Sequence[TokenRow]) -> float:
-    """The mean loss (nats per completion token) of a step, from the log-probabilities the service gives back."""
+    """The mean loss (nats per learnt completion token) of a step, from the log-probabilities the service gives back."""
     total = 0.0
     for row, given in zip(rows, output.loss_fn_outputs, strict=True):
-        total -= float(np.asarray(given["logprobs"].to_numpy(), dtype=np.float64)[row.start - 1 :].sum())
-    return round(total / sum(len(row.answer) for row in rows), 6)
+        learnt = row.labels != -100
+        total -= float(np.asarray(given["logprobs"].to_numpy(), dtype=np.float64)[row.start - 1 :][learnt].sum())
+    return round(total / max(1, sum(int((row.labels != -100).sum()) for row in rows)), 6)
