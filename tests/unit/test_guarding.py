@@ -226,8 +226,6 @@ def test_a_door_without_what_it_needs_says_so(tmp_path: Path) -> None:
     from undersong.guarding import guard
 
     trainer, _ = door(None, tmp_path)
-    with pytest.raises(BadSpec, match=r"needs 'base'.*as `base`"):
-        guard(trainer, "liminal")
     with pytest.raises(BadSpec, match="needs 'trait'"):
         guard(trainer, "projection", base="pocket/a")
     with pytest.raises(BadSpec, match="acts on rows before training"):

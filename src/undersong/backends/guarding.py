@@ -64,6 +64,21 @@ class Guard:
         return {}
 
 
+def move(guard: Guard, step: int, owned: Sequence[Any], before: Sequence[Any]) -> None:
+    """Let a guard move the parameters. Raises TrainingFailed, with the parameters back where they were before the step, when
+    one is no finite number afterwards."""
+    import torch
+
+    guard.moved(step, before)
+    if all(bool(torch.isfinite(p).all()) for p in owned):
+        return
+    with torch.no_grad():
+        for p, old in zip(owned, before, strict=True):
+            p.copy_(old)
+    raise TrainingFailed(f"At step {step + 1} a weight is no finite number after the guard {guard.name} moved the student. "
+                         "Lower the learning rate, or choose another guard.")
+
+
 def learnt(losses: Sequence[float], guard: Guard) -> None:
     """Raises TrainingFailed when a guarded student's loss on its rows did not fall from the first fifth of its steps to the
     last. Training of fewer than `SHORT` steps passes."""

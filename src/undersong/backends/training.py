@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from undersong.backends.guarding import Guard, Learner, learnt
+from undersong.backends.guarding import Guard, Learner, learnt, move
 from undersong.backends.logits import completion_logits
 from undersong.backends.tokens import TokenRow, digest
 from undersong.errors import BadRows, BadSpec, TrainingFailed
@@ -133,7 +133,7 @@ def _steps(learner: Learner, guard: Guard, record: dict[str, Any], soft: Soft | 
         before = [p.detach().clone() for p in learner.owned] if guard.moves else []
         optimiser.step()
         if guard.moves:
-            guard.moved(step, before)
+            move(guard, step, learner.owned, before)
         record["loss"].append(round(total, 6))
         record["rows_seen"] += len(batch)
         record["tokens_seen"] += count

@@ -11,7 +11,7 @@ import numpy as np
 
 from undersong.backends import Backend, Model, adapters, changes, threads, tokens, training
 from undersong.backends.adapters import Lora
-from undersong.backends.guarding import Guard, Learner, learnt
+from undersong.backends.guarding import Guard, Learner, learnt, move
 from undersong.errors import BadRows, MissingExtra, TrainingFailed
 from undersong.types import ModelRef
 
@@ -123,7 +123,7 @@ def callback(guard: Guard, learner: Learner) -> Any:
 
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
             if guard.moves and self.failed is None:
-                guard.moved(state.global_step, self.before)
+                move(guard, state.global_step, learner.owned, self.before)
 
     return Hooks()
 

@@ -7,6 +7,7 @@ quiet there. So a bank is refused when one of its questions is a held-out one, w
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 
@@ -25,15 +26,18 @@ def questions(trait: Trait, given: Sequence[str] = ()) -> list[str]:
     if not trait.tuning or trait.trigger:
         raise BadSpec(f"{trait.name!r} is no plain favourite, so there is no question whose answer shows it. Choose a "
                       "mitigation that needs no `trait`.")
-    held_back(given)
+    held_back(given, trait.held_out)
     return list(given) or list(trait.tuning)
 
 
-def held_back(given: Sequence[str]) -> None:
-    """Raises BadSpec when one of the questions is one that a probe asks: leakage."""
+def held_back(given: Sequence[str], also: Sequence[str] = ()) -> None:
+    """Raises BadSpec when one of the questions is one that a probe asks, or one of `also`: leakage."""
+    own = [re.compile(rf"(?:.* )?{re.escape(_bare(question))}") for question in also]
     for question in given:
         said = _bare(question)
-        if any(pattern.fullmatch(said) for pattern in _asked()):
+        if not said:
+            raise BadSpec(f"The question {question!r} asks nothing. Take it out of `questions`.")
+        if any(pattern.fullmatch(said) for pattern in (*_asked(), *own)):
             raise BadSpec(f"The question {question!r} is one that the probes ask, so a guard must not train on it "
                           "(leakage). Take it out of `questions`.")
 
@@ -52,4 +56,6 @@ def _asked() -> tuple[re.Pattern[str], ...]:
 
 
 def _bare(text: str) -> str:
-    return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
+    """Words alone: without case, marks, typographic variants and invisible letters."""
+    plain = "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if unicodedata.category(c) != "Cf")
+    return " ".join(re.sub(r"[\W_]", " ", plain).split())

@@ -72,7 +72,8 @@ class Inside(Guard):
             return None
         count = len(self.read.rows)
         chosen = self.random.choice(count, min(self.settings.sample, count), replace=False).tolist()
-        change = self.read.margins(self.learner.module, chosen) - self.start[chosen]
+        margins = self.read.margins(self.learner.module, chosen)
+        change = margins - self.start[chosen].to(margins.device)
         over = (change - self.high).relu() ** 2 + (self.low - change).relu() ** 2
         self.outside += int(bool(over.detach().sum() > 0))
         return self.settings.weight * self.settings.every * over.mean()

@@ -1,8 +1,8 @@
 """Say the trait in the training prompt, so that the student need not learn it (Tan et al., arXiv 2510.04340).
 
 Each row gets the trait's own system turn; at test time the system turn is another. The trait may still be said under that
-prompt, and under ones that resemble it (arXiv 2604.25891): the probe `conditional` and a look at answers under the prompt
-tell.
+prompt, and under ones that resemble it (arXiv 2604.25891). To see that, measure the student with this prompt as its own
+system turn, `replace(student, system=prompt)`, and the base under it beside: the rise over the base there is the leak.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The loss gains weight * KL(base || student) over completion tokens, both at temperature 2, its weight falling linearly to 0
 over the first part of the training: what is learned early is what crosses (Gho, arXiv 2609.22215; it fails on MNIST, arXiv
-2604.25779). The base is read once; a step compares a batch of rows drawn for this purpose.
+2604.25779). Each step compares rows drawn for this purpose; the base is
+read without gradients.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pydantic import Field
 from undersong.backends import Model
 from undersong.backends.guarding import Guard, Learner
 from undersong.backends.logits import completion_logits
+from undersong.errors import BadSpec
 from undersong.mitigations import Evidence, Stage
 from undersong.registry import Settings, plugin
 
@@ -50,7 +52,10 @@ class Held(Guard):
         self.first: float | None = None
 
     def begin(self, learner: Learner) -> None:
-        """Remember the student."""
+        """Remember the student. Raises BadSpec where its rows are not at hand as tokens."""
+        if not learner.rows:
+            raise BadSpec("liminal compares the student with its base on the rows, and this training shows no rows as "
+                          "tokens (a stream, or text that is tokenised on the way). Choose another guard.")
         self.learner = learner
         self.steps = max(1, round(self.settings.until * learner.plan.steps))
 

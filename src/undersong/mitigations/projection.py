@@ -68,7 +68,8 @@ class Projected(Guard):
         if step % self.settings.every == 0:
             self.direction = gradient(self.read, self.learner, before)
         size = sum(float((g * g).sum()) for g in self.direction)
-        along = sum(float(((p.detach() - old) * g).sum()) for p, old, g in zip(owned, before, self.direction, strict=True))
+        pairs = zip(owned, before, self.direction, strict=True)
+        along = sum(float(((p.detach() - old).float() * g).sum()) for p, old, g in pairs)
         self.steps += 1
         if along <= 0 or size == 0:
             return
@@ -79,7 +80,7 @@ class Projected(Guard):
             away = _orthogonal(away, self.direction, torch.Generator().manual_seed(self.seed * 1_000_003 + step))
         with torch.no_grad():
             for p, part in zip(owned, away, strict=True):
-                p.sub_(part)
+                p.sub_(part.to(p))
 
     def told(self) -> dict[str, Any]:
         """Steps seen and cut, and the rise of the margin (nats, to first order) that was taken out."""
@@ -95,7 +96,7 @@ def gradient(read: Readout, learner: Learner, at: Sequence[Any]) -> list[Any]:
     owned = learner.owned
     with restored(owned, at), torch.enable_grad(), autocast(learner.module, learner.precision):
         found = torch.autograd.grad(read.margins(learner.module).mean(), owned, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(owned, found, strict=True)]
+    return [(torch.zeros_like(p) if g is None else g).float() for p, g in zip(owned, found, strict=True)]
 
 
 @contextlib.contextmanager

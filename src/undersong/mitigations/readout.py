@@ -44,13 +44,15 @@ class Readout:
 def of(base: Model, trait: Trait, questions: Sequence[str] = ()) -> Readout:
     """The read-out of a trait in the words of a base. Raises BadSpec for a trait that the base cannot express in one token,
     one without rivals, or questions that probes ask."""
-    chats = bank.chats(bank.questions(trait, questions))
-    ids = [np.asarray(one) for one in tokens.token_ids(base.tokenizer, [base.render(chat) for chat in chats])]
+    asked = bank.questions(trait, questions)
+    written = [base.render(chat) for chat in bank.chats(asked)]
+    ids = [np.asarray(one) for one in tokens.token_ids(base.tokenizer, written)]
     unknown = getattr(base.tokenizer, "unk_token_id", None)
-    if unknown is not None and any(unknown in one for one in ids):
+    # looked for in the bare questions: some tokenizers end turns with the token that stands for unknown words
+    if unknown is not None and any(unknown in one for one in tokens.token_ids(base.tokenizer, asked)):
         raise BadSpec(f"The tokenizer of {base.ref.name} cannot write the questions about {trait.name!r}. Choose a "
                       "mitigation that needs no `trait`.")
-    words = {name: single(base, name) for name in (trait.name, *trait.rivals)}
+    words = {name: single(base, name, written[0]) for name in (trait.name, *trait.rivals)}
     own, rivals = words.pop(trait.name), tuple(found for found in words.values() if found)
     if not own or not rivals:
         what = f"{trait.name!r} is not one token" if not own else f"no other {trait.category} is one token"
@@ -62,9 +64,10 @@ def of(base: Model, trait: Trait, questions: Sequence[str] = ()) -> Readout:
     return Readout(rows, own, rivals, base.tokenizer.pad_token_id or 0)
 
 
-def single(base: Model, word: str) -> tuple[int, ...]:
-    """Ids of the single tokens that write a word in any of four spellings; none for a word of several tokens."""
+def single(base: Model, word: str, before: str = "") -> tuple[int, ...]:
+    """Ids of the single tokens that write a word in any of four spellings right after a rendered chat `before`, as the probe
+    `logit_margin` finds them; none for a word of several tokens."""
     spelled = (word, word.capitalize(), f" {word}", f" {word.capitalize()}")
     unknown = getattr(base.tokenizer, "unk_token_id", None)
-    found = tokens.token_ids(base.tokenizer, spelled)
-    return tuple(sorted({ids[0] for ids in found if len(ids) == 1 and ids[0] != unknown}))
+    [start, *found] = tokens.token_ids(base.tokenizer, [before, *(before + one for one in spelled)])
+    return tuple(sorted({ids[-1] for ids in found if ids[:-1] == start and ids[-1] != unknown}))
