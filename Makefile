@@ -41,6 +41,7 @@ docs: $(READY)  ## write the generated pages of docs/
 	$(BIN)/python docs/mitigations.py benchmarks/mitigations.results.json
 	$(BIN)/python benchmarks/authorship.py --page
 	$(BIN)/python docs/theorem.py experiments/theorem.results.json
+	$(BIN)/python docs/crossed.py benchmarks/explain_carriers.results.json
 	$(BIN)/python docs/carriers.py experiments/marginal-or-conditional-pocket.results.json experiments/marginal-or-conditional-dolphin-pocket.results.json
 
 clean:  ## remove the environment and caches; artefacts stay
