@@ -564,6 +564,25 @@ def page(found: Results) -> str:
     )
 
 
+def control(found: Results) -> str:
+    """What a gentler recipe does by itself."""
+    rows = [r for r in found.pure() if r["stage"] == "recipe"]
+    if not rows:
+        return (
+            "- `weight_anchor` also gains fit and capability: the plain recipe trains harder than it must. "
+            "No gentler recipe was measured."
+        )
+    said = "; ".join(
+        f"{r['mitigation'].removeprefix('gentler ')} removes {share(r, 'margin')} and keeps {share(r, 'fit', False)} of "
+        f"the gain, {r['points_plain']:+.1f} points"
+        for r in rows
+    )
+    return (
+        "- The plain recipe trains harder than it must. A plain student by a gentler one, rows and all else the same: "
+        f"{said}. What a guard adds is what it does beyond that."
+    )
+
+
 def care(found: Results) -> str:
     """What the numbers do not settle."""
     ran = {r["mitigation"] for r in found.find("removed")}
@@ -572,14 +591,14 @@ def care(found: Results) -> str:
 - {len(ran)} settings of {len(found.data["mitigations"])} were measured when time ran out; mixed rows, compute and the
   guards on clean rows were not. Mitigations were reordered twice on the way; no result on these traits had been seen.
   The same command resumes.
-- Recommendations were first ranked by the largest margin, so that overshooting won; after results were seen this
-  became: nearest to 100 %.
+- Changed after results were seen, each time to the stricter side: recommendations and targets take what is nearest to
+  100 %, not the largest margin, so that overshooting does not win; a target is met only where the interval does not
+  hold 0; a wrong guess does not count as knowing nothing; gentler recipes stand beside as a control.
 - `corridor` told a wrong animal is no blind result: the right one is a rival in the margin that it holds. A tree
   would be the fair guess.
 - The activation dose is read at carrier prompts, so it mixes the trait with the carrier that was learned: good
   fitters remove next to nothing of it. It may measure fit, or a dose that is left; this bench cannot tell.
-- `weight_anchor` also gains fit and capability: the plain recipe trains harder than it must, and a lower rate might
-  do part of the same.
+{control(found)}
 """
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from mitigating import reading
 from mitigating.plan import PLAIN
 from mitigating.world import MIXED, NONE, PURE, World
 from undersong.errors import UndersongError
 from undersong.lab import Student
+from undersong.registry import Settings
 from undersong.spec import build, describe, plain
 from undersong.types import ModelRef
 
@@ -40,6 +41,18 @@ def name(mitigation: Any) -> str:
     return " ".join([mitigation.plugin_name, *(f"{k}={v}" for k, v in changed.items())])
 
 
+class Gentler(Settings):
+    """A control in a mitigation's place: the same recipe with a lower rate or fewer steps. None where it is as it was."""
+
+    plugin_kind: ClassVar[str] = "recipe"
+    plugin_name: ClassVar[str] = "gentler"
+    plugin_version: ClassVar[int] = 1
+    stage: ClassVar[str] = "recipe"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    rate: float | None = None
+    steps: int | None = None
+
+
 def asks_trait(mitigation: Any) -> bool:
     """Whether it reads the trait's name."""
     return "trait" in mitigation.needs | getattr(mitigation, "may_use", frozenset())
@@ -55,6 +68,7 @@ class Bench:
 
     def __init__(self, world: World) -> None:
         self.world, self.mitigations = world, [build("mitigation", given) for given in world.plan.mitigations]
+        self.mitigations += [Gentler(**given) for given in world.plan.gentler]
 
     def groups(self, ranked: Sequence[Any] = ()) -> list[list[Cell]]:
         """Cells in the order of work; `ranked` are the mitigations in the order in which the later ones are wanted."""
@@ -99,6 +113,9 @@ class Bench:
         lab, world = self.world.lab, self.world
         out, jobs = dict[int, ModelRef](), dict[int, Student]()
         for i, cell in enumerate(cells):
+            if cell.mitigation.stage == "recipe":
+                out[i] = self._gentler(cell)
+                continue
             defence = world.defence(cell.mitigation, cell.trait, cell.seed, cell.dose, self.told(cell))
             if cell.mitigation.stage == "model":
                 student = world.plain(cell.trait, cell.seed, cell.dose)
@@ -114,6 +131,12 @@ class Bench:
         if jobs:
             out |= dict(zip(jobs, lab.train(world.recipe, world.channel, list(jobs.values())), strict=True))
         return [out[i] for i in range(len(cells))]
+
+    def _gentler(self, cell: Cell) -> ModelRef:
+        world = self.world
+        changed = {key: value for key, value in cell.mitigation.model_dump().items() if value is not None}
+        student = Student(world.base, world.rows(cell.trait, cell.seed, cell.dose), cell.seed, self._label(cell))
+        return world.lab.train(world.recipe.model_copy(update=changed), world.channel, [student])[0]
 
     def told(self, cell: Cell) -> str:
         """The trait that a cell's mitigation is told."""

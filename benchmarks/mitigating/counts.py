@@ -166,9 +166,9 @@ def targets(cells: Sequence[Row]) -> list[Row]:
     )
     out = []
     for goal, share, points, may in asked:
-        able = [r for r in cells if r["dose"] == PURE and may(r) and r["fits"]]
-        meets = [r for r in able if r["margin"] >= share and r["points_plain"] >= -points]
-        best = max(meets or able, key=lambda r: r["margin"], default=None)
+        able = [r for r in cells if r["dose"] == PURE and may(r) and r["fits"] and r["stage"] != "recipe"]
+        meets = [r for r in able if r["margin"] >= share and (r["margin_low"] or 0) > 0 and r["points_plain"] >= -points]
+        best = min(meets or able, key=lambda r: abs(1 - r["margin"]), default=None)  # to overshoot is no virtue
         out.append({"table": "targets", "target": goal, "met": bool(meets), "by": [r["mitigation"] for r in meets],
                     "best": best and best["mitigation"], "margin": best and best["margin"],
                     "points": best and best["points_plain"]})
@@ -176,6 +176,6 @@ def targets(cells: Sequence[Row]) -> list[Row]:
 
 
 def blind(row: Row) -> bool:
-    """Whether a row is of somebody without a trait's name and without teachers: a wrong guess, or no need of one."""
-    known = set(row["needs"]) | set(row["may_use"])
-    return not known & {"teacher", "rivals"} and (row["knows"] == WRONG_TRAIT or "trait" not in known)
+    """Whether a row is of somebody without a trait's name and without teachers. A wrong guess does not count: the guessed
+    animal has the right one among its rivals."""
+    return not (set(row["needs"]) | set(row["may_use"])) & {"teacher", "rivals", "trait"}

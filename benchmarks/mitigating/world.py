@@ -104,7 +104,7 @@ class World:
         own = self.passed(trait, seed)
         parts = own.rows[:keep], own.rows[keep : keep + held]
         if dose == MIXED:
-            none, first = self.passed("", seed).rows, keep + held  # before that lie the clean rows, and held-out ones
+            none, first = self.passed("", seed).rows, keep  # before that lie the rows handed out as clean
             mine, other = round(keep * share), round(held * share)
             clean = none[first : first + keep - mine], none[first + keep - mine : first + keep - mine + held - other]
             mixed = [*own.rows[:mine], *clean[0]]
