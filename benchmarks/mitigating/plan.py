@@ -14,6 +14,7 @@ MITIGATIONS: tuple[Any, ...] = (
     "input_anchor", "excess_tokens", "rewrite_flagged", "divergence_tokens", "replay_projection", "persona_projection",
     "consensus", "sampling_hygiene", "canonicalise", "paraphrase", "drop_flagged", {"projection": {"sham": True}},
     {"rise_tokens": {"by": "marginal"}}, {"shuffle": {"how": "across"}}, "two_halves", "two_lineages",
+    "mask_divergence_tokens", "mask_rise_tokens",
 )
 """Every mitigation at its defaults, and the dials that ask another question. Those of no trait's name and no teacher are
 what somebody can use who was handed rows."""
@@ -31,8 +32,9 @@ class Plan:
     rivals: tuple[str, ...] = ("wolf",)
     """Further traits: rival teachers of them, and margins."""
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
-    wrong: str = "cat"
-    """What a mitigation that asks for a trait is told where the trait is unknown: a development trait."""
+    wrong: str = "pine"
+    """What a mitigation that asks for a trait is told where the trait is unknown: a development trait, and a tree. An
+    animal (`cat`, of the first run) is no fair guess: the right one is among its rivals."""
     share: float = 0.25
     """Share of trait rows in the mixed dose."""
     held: int = 300
