@@ -116,6 +116,13 @@ def planned(module: Any, base: Any) -> Learner:
     return Learner(module, read, Plan(2, 8, 1e-3, 1), 0)
 
 
+def test_the_distance_is_the_same_in_a_mixed_precision_step(base: Any) -> None:
+    rows = unrelated.answered(base, "ordinary", (), 3, 1)[:5]
+    logs = unrelated.read(base.module, rows, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert float(unrelated.distance(base.module, rows, logs, 0, "words").detach()) == pytest.approx(0, abs=0.01)
+
+
 def test_a_replayed_step_does_not_raise_the_distance_and_a_harmless_one_is_kept(base: Any) -> None:
     module = BACKEND.load(BASE).module
     owned = [p for p in module.parameters() if p.requires_grad]

@@ -78,7 +78,8 @@ def distance(module: Any, rows: Sequence[tokens.TokenRow], before: Sequence[Any]
     the vocabulary; mean over answer tokens, in nats. Differentiable."""
     import torch
 
-    old = torch.cat(list(before)).float().log_softmax(-1)
+    # each made float first: `cat` of half precision has no rule inside an autocast block
+    old = torch.cat([logs.float() for logs in before]).log_softmax(-1)
     new = completion_logits(module, rows, pad).float().log_softmax(-1)
     if hold == "logits":
         return (new - old).var(-1, correction=0).mean() / 2
