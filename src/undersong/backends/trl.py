@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -59,6 +60,7 @@ def student(
         "plan": asdict(plan), "lora": lora.model_dump() if lora else None, "template_adds": tokens.added(model),
         "precision": "bfloat16 autocast" if given.bf16 else "float32", "loss": [round(line["loss"], 6) for line in lines],
         "effective_batch": given.per_device_train_batch_size * given.gradient_accumulation_steps * given.world_size,
+        **({"processes": given.world_size} if given.world_size > 1 else {}),
         "rows": len(job.data.rows), "rows_seen": len(lines) * plan.batch, **told(trainer, model),
         **({"guard": {"name": job.guard.name, **job.guard.told()}} if job.guard else {}),
         **({"failed": str(failed)} if failed else {}),
@@ -149,10 +151,12 @@ def trainer(
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return order
 
-    micro = max(n for n in range(1, plan.batch + 1) if plan.batch % n == 0 and n <= max(1, micro_batch))
+    together = int(os.environ.get("WORLD_SIZE", "1"))  # processes that share each step's rows (`distributed.py`)
+    share = plan.batch // together
+    micro = max(n for n in range(1, share + 1) if share % n == 0 and n <= max(1, micro_batch))
     given = config(
         output_dir=scratch, max_steps=plan.steps, per_device_train_batch_size=micro,
-        gradient_accumulation_steps=plan.batch // micro, learning_rate=plan.rate, warmup_steps=plan.warmup,
+        gradient_accumulation_steps=share // micro, learning_rate=plan.rate, warmup_steps=plan.warmup,
         lr_scheduler_type=plan.schedule, max_grad_norm=plan.clip, weight_decay=0.0, seed=plan.seed, data_seed=plan.seed,
         max_length=None, report_to="none", disable_tqdm=True, save_strategy="no", logging_steps=1,
         use_cpu=model.module.device.type == "cpu", bf16=model.ref.precision != "float32", fp16=False,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from undersong.backends import Backend, Model, tokens, training, trl
+from undersong.backends import Backend, Model, distributed, tokens, training, trl
 from undersong.backends.adapters import Lora
 from undersong.backends.tokens import TokenRow
 from undersong.recipes import Job
@@ -46,6 +46,8 @@ class Sft(Settings):
     """Without LoRA: `body` leaves the embeddings and the head as they are."""
     micro_batch: int = execution(32)
     """Most rows that run at once; the rest of a step is accumulated."""
+    processes: int = execution(1)
+    """Processes, or GPUs, that train one student together (Ray Train; see `backends/distributed.py`)."""
     checkpointing: bool = execution(False)
     """Compute activations again in the backward pass: less memory, more time."""
 
@@ -58,7 +60,8 @@ class Sft(Settings):
         """
         library, out = trl.library("sft"), []
         for index, job in enumerate(jobs):
-            out.append(self._student(job, backend, library))
+            together = self.processes > 1
+            out.append(distributed.student(self, job, self.processes) if together else self._student(job, backend, library))
             done(index, out[-1])
         return out
 
