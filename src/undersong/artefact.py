@@ -279,7 +279,7 @@ def parse_record(data: bytes, where: str) -> dict[str, Any]:
 
     Raises Unreadable for what has not the form of one, BrokenArtefact for the form of a newer Undersong."""
     try:
-        found = files.load(data, f"{where}/{RECORD}")
+        found = files.load(data, f"{where}: the record")
     except BrokenArtefact as error:
         raise Unreadable(str(error)) from None
     if isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > FORMAT:

@@ -94,7 +94,7 @@ class Bucket:
             raise self._told(error, putting) from error
 
     def _told(self, error: Exception, putting: str) -> UndersongError:
-        why = f"{error or type(error).__name__}"[:500]
+        why = (str(error) or type(error).__name__)[:500]
         words, what = str(error).lower(), f"{putting} could not be published to" if putting else "Cannot read"
         kept, again = f"Finished work is kept in {self.kept}", "run the same command again: it publishes what is finished."
         if isinstance(error, FileNotFoundError):

@@ -209,17 +209,16 @@ class SharedStore(Store):
         if patience and time.monotonic() - since < patience:
             return
         sizes = self._bucket.sizes("records" + (f"/{kind}" if kind else ""))
-        there: dict[tuple[str, str], dict[str, Any] | BrokenArtefact] = {}
-        for path, data in self._texts({path: size for path, size in sizes.items() if _RECORD.fullmatch(path)}):
-            of, mark = path.removesuffix(".json").split("/")[1:]
+        there = {(named[1], named[2]): path for path in sizes if (named := _RECORD.fullmatch(path))}
+        seen = self._seen.records
+        for key in [key for key in seen if kind in (None, key[0]) and key not in there]:
+            del seen[key]
+        new = {path: key for key, path in there.items() if not isinstance(seen.get(key), dict)}
+        for path, data in self._texts({path: sizes[path] for path in new}):
             try:
-                there[of, mark] = self._believed(data, of, mark)
+                seen[new[path]] = self._believed(data, *new[path])
             except BrokenArtefact as error:
-                there[of, mark] = error
-        gone = [key for key in self._seen.records if kind in (None, key[0]) and key not in there]
-        for key in gone:
-            del self._seen.records[key]
-        self._seen.records.update(there)
+                seen[new[path]] = error
         self._seen.looked[kind] = time.monotonic()
 
     def _texts(self, sizes: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:

@@ -113,7 +113,7 @@ class Store:
                 return self._artefact(found[0])
         close = difflib.get_close_matches(ref, {label for _, label, _ in known}, n=1, cutoff=0.5)
         hint = f"Did you mean {close[0]!r}?" if close else "`undersong ls` lists what there is."
-        raise UnknownName(f"The store {self.root} holds no artefact {ref!r}. {hint}")
+        raise UnknownName(f"The store {self.uri} holds no artefact {ref!r}. {hint}")
 
     def records(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Every believable record, complete or not, oldest first. The others are in `broken()`."""
