@@ -114,7 +114,7 @@ def lineage(
     if artefact is None and any(asked.values()):
         raise BadSpec("Of what? Name an artefact or a base; `undersong lineage` alone lists them.")
     kept = screen.opened(store)
-    if not Path(store).is_dir():
+    if not Path(kept.root).is_dir() and not kept.records():
         raise BadSpec(f"There is no store {str(store)!r}. Run an experiment first, or give --store.")
     graph = Graph.of(kept)
     if test:
