@@ -205,7 +205,12 @@ def test_listing_and_planning_fetch_no_payload(machine: Machine, monkeypatch: py
     made(machine("a"))
     b, got = machine("b"), []
     real = MemoryFileSystem.cat_file
-    monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda self, path, *a, **k: got.append(path) or real(self, path, *a, **k))
+
+    def counted(self: Any, path: str, *args: Any, **kwargs: Any) -> bytes:
+        got.append(path)
+        return real(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", counted)
     assert b.has("dataset", SPEC)
     assert not b.has("dataset", {"seed": 2})
     assert b.records()
@@ -440,7 +445,7 @@ def test_a_forged_record_is_refused(machine: Machine, storage: dict[str, Any], t
     assert len(b.broken()) == 1
     with pytest.raises((BrokenArtefact, UnknownName)):
         b.get("owl")
-    assert not [p for p in tmp_path.rglob("*outside*")]
+    assert not list(tmp_path.rglob("*outside*"))
     assert not list(Path(b.root).rglob("*.parquet"))
 
 
