@@ -41,6 +41,7 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     ("registry", "environment", "evidence"),
     ("spec", "stats", "shares", "traits", "files", "digits", "row_forms"),
     ("artefact", "bucket", "perceptrons", "experiment_file", "row_files"),
+    ("journal",),
     (*PLUGINS, "store", "pocket", "simulated"),
     ("fetched",),
     ("bases", "shared_store"),

@@ -106,6 +106,7 @@ def plan(
 def run(
     file: FileArgument, sets: SetOption = None,
     report: Annotated[Path | None, typer.Option(help="Where the HTML report goes; STORE/reports by default.")] = None,
+    executor: screen.ExecutorOption = None, address: screen.AddressOption = None,
     store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
 ) -> None:
     """Do the missing work, print the result table and write the report. The same command resumes."""
@@ -114,10 +115,10 @@ def run(
     from undersong.reports import html, tables
     from undersong.results import record
 
-    experiment, kept = _load(file, sets), screen.opened(store)
+    experiment, kept, where = _load(file, sets), screen.opened(store), screen.executor(executor, address)
     with screen.progress() as say:
         if isinstance(experiment, Experiment):
-            found = record(experiment, lab_for(kept, experiment.file.base, say))
+            found = record(experiment, lab_for(kept, experiment.file.base, say), where)
         else:
             found = experiment.record(kept, say)
     results = found.read_json("results")

@@ -21,6 +21,7 @@ from undersong import stats
 from undersong.artefact import Artefact
 from undersong.errors import BrokenArtefact, NothingMeasured
 from undersong.experiment import Experiment
+from undersong.experiment.cells import spread
 from undersong.experiment.steps import Run, Step
 from undersong.store import Store
 
@@ -75,9 +76,10 @@ def collect(experiment: Experiment, store: Store) -> dict[str, Any]:
     return out
 
 
-def record(experiment: Experiment, lab: verbs.Lab) -> Artefact:
-    """Run what is missing and keep the results as an artefact of the kind `experiment`, with `results.json` in it."""
-    experiment.run(lab)
+def record(experiment: Experiment, lab: verbs.Lab, executor: Any = None) -> Artefact:
+    """Run what is missing, in this process or where an executor plug-in says, and keep the results as an artefact of the
+    kind `experiment`, with `results.json` in it."""
+    experiment.run(lab) if executor is None else spread([experiment], lab, executor)
     spec = {"verb": "report", "experiment": experiment.resolved(), "results": VERSION}
     parents = sorted(s.fingerprint for s in experiment.steps() if s.kind != "model")
     with lab.store.open("experiment", experiment.file.name, spec, parents) as artefact:
@@ -102,7 +104,7 @@ def environment() -> dict[str, str]:
 
 
 def _stored(store: Store, step: Step) -> Artefact:
-    found = store.find(step.kind, step.spec, step.parents)
+    found = store.find(step.kind, step.spec, step.parents, like=step.label)
     if found is None:
         raise BrokenArtefact(
             f"The {step.kind} {step.label}.{step.fingerprint} is not finished. Run the experiment again: it resumes."

@@ -44,7 +44,7 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "STORAGE_EMULATOR_HOST"
 
 
 def open_store(place: str | Path, cache: str | Path | None = None) -> Store:
-    """The store of a folder or of an address such as s3://bucket/prefix; `Store.uri` is such a text.
+    """The store of a folder or of an address such as s3://bucket/prefix; `Store.name` is such a text.
 
     `cache` is the local folder of a shared store: by default one for this address under UNDERSONG_CACHE, or under the
     user's cache folder. Raises BadSpec for an address that cannot be one, MissingExtra without the library it needs.
@@ -98,9 +98,11 @@ class SharedStore(Store):
         return Bucket(self.address, Path(self.root))
 
     @property
-    def uri(self) -> str:
-        """The address as text: `open_store` opens the store again, on another machine too."""
+    def name(self) -> str:
+        """The address: `open_store` opens the store by it, on another machine too."""
         return self.address
+
+    _called = name
 
     def open(self, kind: str, label: str, spec: Mapping[str, Any], parents: Sequence[str] = ()) -> Artefact:
         """As Store.open; what another machine finished is fetched, and what is finished here is published."""
@@ -113,10 +115,10 @@ class SharedStore(Store):
         return artefact
 
     def find(
-        self, kind: str, spec: Mapping[str, Any], parents: Sequence[str] = (), label: str | None = None
+        self, kind: str, spec: Mapping[str, Any], parents: Sequence[str] = (), label: str | None = None, like: str = ""
     ) -> Artefact | None:
         """As Store.find; fetched with its payload when only another machine has it, published when only this one has."""
-        found = super().find(kind, spec, parents, label)
+        found = super().find(kind, spec, parents, label, like)
         if found is not None:
             self._publish(found)
             return found
@@ -125,11 +127,11 @@ class SharedStore(Store):
         if record is None:
             return None
         self._fetch(record)
-        return super().find(kind, spec, parents, label)
+        return super().find(kind, spec, parents, label, like)
 
-    def has(self, kind: str, spec: Mapping[str, Any], parents: Sequence[str] = ()) -> bool:
+    def has(self, kind: str, spec: Mapping[str, Any], parents: Sequence[str] = (), like: str = "") -> bool:
         """As Store.has; no payload is fetched, and a listing may be ten seconds old."""
-        if super().find(kind, spec, parents) is not None:
+        if super().find(kind, spec, parents, like=like) is not None:
             return True
         self._look(kind, PATIENCE)
         return isinstance(self._seen.records.get((kind, specs.fingerprint(identity(kind, spec, parents)))), dict)
@@ -176,7 +178,7 @@ class SharedStore(Store):
         mark = record["fingerprint"]
         if isinstance(self._seen.records.get((record["kind"], mark)), dict):
             self._fetch(record)
-        return super()._artefact(next(iter(self._folders(record["kind"], mark)), folder))
+        return super()._artefact(next(self._named(record["kind"], mark), folder))
 
     # The shared store.
 

@@ -32,6 +32,7 @@ from undersong.artefact import FORMAT, LOCK, Artefact, Unreadable, read_record
 from undersong.environment import command_line, environment, now
 from undersong.errors import BadSpec, BrokenArtefact, StoreBusy, UnknownName
 from undersong.files import RECORD, TEMP, digest, dump, inside, make_folder, payload, put, room
+from undersong.journal import known
 
 __all__ = ["Artefact", "Store", "clean_label", "read_record"]
 _FOLDER = re.compile(r"(.+)\.([0-9a-f]{12})")
@@ -45,9 +46,9 @@ class Store:
     root: str | Path
 
     @property
-    def uri(self) -> str:
-        """The store as text: `shared_store.open_store` opens it again, in another process too."""
-        return str(self.root)
+    def name(self) -> str:
+        """What opens this store from any process or folder of the same machine (`shared_store.open_store`)."""
+        return str(Path(self.root).absolute())
 
     def open(self, kind: str, label: str, spec: Mapping[str, Any], parents: Sequence[str] = ()) -> Artefact:
         """The artefact of this identity: complete as it is, else ours to write, with what is finished kept.
@@ -56,7 +57,7 @@ class Store:
         process or handle writes it, BrokenArtefact when the folder holds another spec or lacks payload, NoRoom.
         """
         name = clean_label(label)
-        found = self.find(kind, spec, parents)
+        found = self.find(kind, spec, parents, like=label)
         if found is not None:
             return found
         wanted = identity(kind, spec, parents)
@@ -75,24 +76,25 @@ class Store:
         return Artefact(folder, record)
 
     def find(
-        self, kind: str, spec: Mapping[str, Any], parents: Sequence[str] = (), label: str | None = None
+        self, kind: str, spec: Mapping[str, Any], parents: Sequence[str] = (), label: str | None = None, like: str = ""
     ) -> Artefact | None:
-        """The complete artefact of this identity, or None. `label` narrows it to the one made under that label.
+        """The complete artefact of this identity, or None. `label` narrows it to the one made under that label; `like` is a
+        label that it probably has, and only makes it quick to find.
 
         Raises BrokenArtefact when its record names another spec or payload that is not there; unreadable is None.
         """
         wanted = identity(kind, spec, parents)
         name = None if label is None else clean_label(label)
-        for folder in self._folders(kind, specs.fingerprint(wanted)):
+        for folder in self._named(kind, specs.fingerprint(wanted), like or label):
             with contextlib.suppress(Unreadable):
                 record = read_record(folder, wanted)
                 if record["status"] == "complete" and name in (None, record["label"]):
                     return Artefact(folder, record)
         return None
 
-    def has(self, kind: str, spec: Mapping[str, Any], parents: Sequence[str] = ()) -> bool:
-        """Whether the artefact of this identity is complete. Raises BrokenArtefact as `find`."""
-        return self.find(kind, spec, parents) is not None
+    def has(self, kind: str, spec: Mapping[str, Any], parents: Sequence[str] = (), like: str = "") -> bool:
+        """Whether the artefact of this identity is complete. `like` and errors as in `find`."""
+        return self.find(kind, spec, parents, like=like) is not None
 
     def get(self, ref: str) -> Artefact:
         """The artefact with this fingerprint, label (`label`, `kind/label`) or start of a fingerprint; complete or not.
@@ -113,7 +115,7 @@ class Store:
                 return self._artefact(found[0])
         close = difflib.get_close_matches(ref, {label for _, label, _ in known}, n=1, cutoff=0.5)
         hint = f"Did you mean {close[0]!r}?" if close else "`undersong ls` lists what there is."
-        raise UnknownName(f"The store {self.uri} holds no artefact {ref!r}. {hint}")
+        raise UnknownName(f"The store {self._called} holds no artefact {ref!r}. {hint}")
 
     def records(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Every believable record, complete or not, oldest first. The others are in `broken()`."""
@@ -153,7 +155,7 @@ class Store:
         """
         wanted, name = identity(kind, spec, parents), clean_label(label)
         with contextlib.suppress(BrokenArtefact):
-            if self.has(kind, spec, parents):
+            if self.has(kind, spec, parents, label):
                 return []
         old = []
         for folder in self._known(kind):
@@ -201,10 +203,23 @@ class Store:
         finally:
             connection.close()
 
-    def _folders(self, kind: str | None = None, mark: str | None = None) -> list[Path]:
+    def _folders(self, kind: str | None = None) -> list[Path]:
         kinds = [folder for folder in _listed(Path(self.root)) if kind in (None, folder.name)]
-        found = [folder for parent in kinds for folder in _listed(parent) if _FOLDER.fullmatch(folder.name)]
-        return [folder for folder in found if mark in (None, split_name(folder)[1])]
+        return [folder for parent in kinds for folder in _listed(parent) if _FOLDER.fullmatch(folder.name)]
+
+    def _named(self, kind: str, mark: str, like: str | None = None) -> Iterator[Path]:
+        """The folders of one identity, the one labelled `like` first; more than one only where somebody copied them."""
+        parent, first = Path(self.root) / kind, None
+        if like and (parent / f"{clean_label(like)}.{mark}").is_dir():
+            first = parent / f"{clean_label(like)}.{mark}"
+            yield first
+        for name in sorted(known(parent).get(mark, ())):
+            if parent / name != first and (parent / name).is_dir():
+                yield parent / name
+
+    @property
+    def _called(self) -> str:
+        return str(self.root)
 
     def _known(self, kind: str | None = None) -> list[Path]:
         return self._folders(kind)
@@ -229,8 +244,11 @@ class Store:
             parent.mkdir(parents=True, exist_ok=True)
             with open(parent / LOCK, "ab") as guard:
                 fcntl.flock(guard, fcntl.LOCK_EX)
-                folder = next(iter(self._folders(kind, mark)), parent / f"{label}.{mark}")
-                make_folder(folder)
+                folder = next(self._named(kind, mark, label), parent / f"{label}.{mark}")
+                if not folder.is_dir():
+                    guard.write(folder.name.encode() + b"\n")  # its name first: see journal.py
+                    guard.flush()
+                    make_folder(folder)
         return folder
 
 

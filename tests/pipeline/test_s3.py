@@ -113,8 +113,8 @@ def test_an_experiment_on_s3_is_done_once(s3: Any, tmp_path: Path) -> None:
     shared = {(r["kind"], r["fingerprint"]): r["files"] for r in first.records()}
     assert set(local) == set(shared)
     assert all(local[key] == shared[key] for key in local if key[0] in KINDS), "the same bytes in both stores"
-    fetched = small_experiment.payload(Path(first.root))
-    assert small_experiment.payload(Path(plain.root)) == {n: d for n, d in fetched.items() if not Path(n).name.startswith(".")}
+    kept = small_experiment.payload(Path(first.root))
+    assert small_experiment.payload(Path(plain.root)) == {n: d for n, d in kept.items() if not Path(n).name.startswith(".")}
 
     results = done.read_json("results")
     shutil.rmtree(first.root)

@@ -99,11 +99,11 @@ def refuse(monkeypatch: pytest.MonkeyPatch, error: BaseException, *names: str) -
 
 def test_an_address_opens_a_shared_store_and_a_folder_an_ordinary_one(tmp_path: Path) -> None:
     assert type(open_store(tmp_path)) is Store
-    assert open_store(str(tmp_path)).uri == str(tmp_path)
+    assert open_store(Store(tmp_path).name) == Store(str(tmp_path))
     shared = open_store("s3://bucket/a/prefix/", tmp_path)
     assert isinstance(shared, SharedStore)
-    assert shared.uri == "s3://bucket/a/prefix"
-    assert open_store(shared.uri, tmp_path) == shared
+    assert shared.name == "s3://bucket/a/prefix"
+    assert open_store(shared.name, tmp_path) == shared
 
 
 def test_the_cache_is_a_folder_for_each_address_and_endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -193,7 +193,16 @@ class Experiment:
 
     def runs(self) -> list[Run]:
         """Every arm with every seed, as steps with fingerprints."""
+        return self._runs
+
+    @cached_property
+    def _runs(self) -> list[Run]:
         return [self._run(arm, seed) for arm in self.arms() for seed in self.file.seeds]
+
+    @cached_property
+    def text(self) -> str:
+        """The file as JSON: `Experiment(File.model_validate_json(text))` is this experiment."""
+        return self.file.model_dump_json()
 
     def _run(self, arm: Arm, seed: int) -> Run:
         f, who = self.file, f"{arm.teacher.plugin_name}-{arm.trait_name or 'none'}-s{seed}"
@@ -283,7 +292,7 @@ class Experiment:
         """What is cached, what is missing, and which field changed since the last finished work of the same label."""
         out = []
         for step in self.steps():
-            if store.has(step.kind, step.spec, step.parents):
+            if store.has(step.kind, step.spec, step.parents, step.label):
                 out.append(PlanRow(step.kind, step.label, step.fingerprint, "cached"))
                 continue
             changed = tuple(store.changed(step.kind, step.label, step.spec, step.parents))
@@ -304,7 +313,8 @@ class Experiment:
         return out
 
     def run(self, lab: Lab) -> dict[str, ModelRef]:
-        """Do the missing work; afterwards every step of the plan is cached. Returns student references by fingerprint."""
+        """Do the missing work in this process; afterwards every step of the plan is cached. Returns student references by
+        fingerprint. `cells.spread` does the same work anywhere."""
         from undersong.experiment.running import Running
 
         return Running(self, lab).everything()
