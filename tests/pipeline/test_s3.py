@@ -197,7 +197,8 @@ def test_a_driver_that_dies_before_a_record_loses_nothing(s3: Any, file: str) ->
 
 @pytest.mark.slow
 def test_two_drivers_on_one_store_lose_nothing(s3: Any, file: str, tmp_path: Path) -> None:
-    drivers = [run("run", file, "--json", "--store", "s3://runs/two", UNDERSONG_CACHE=str(tmp_path / name)) for name in "ab"]
+    drivers = [run("run", file, "--json", "--store", "s3://runs/two", *more, UNDERSONG_CACHE=str(tmp_path / name))
+               for name, more in {"a": (), "b": ("--executor", "{processes: {workers: 2}}")}.items()]
     told = [(d.communicate(timeout=300), d.returncode) for d in drivers]
     assert [code for _, code in told] == [0, 0], told
     found = objects(s3)
