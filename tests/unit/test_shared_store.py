@@ -285,6 +285,17 @@ def test_a_kill_between_files_and_record_shows_nothing_and_the_same_command_publ
     assert content(machine("b").get("owl")) == content(again)
 
 
+def test_finished_work_is_published_when_it_is_found(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        refuse(patch, KeyboardInterrupt(), "pipe_file")
+        with pytest.raises(KeyboardInterrupt):
+            made(machine("a"))
+    assert machine("a").has("dataset", SPEC)
+    assert machine("b").records() == [], "a plan publishes nothing"
+    assert machine("a").find("dataset", SPEC) is not None
+    assert len(machine("b").records()) == 1
+
+
 def test_a_kill_while_fetching_leaves_an_artefact_that_is_fetched_again(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
