@@ -21,7 +21,7 @@ from undersong import stats
 from undersong.artefact import Artefact
 from undersong.errors import BrokenArtefact, NothingMeasured
 from undersong.experiment import Experiment
-from undersong.experiment.cells import spread
+from undersong.experiment.cells import patient, spread
 from undersong.experiment.steps import Run, Step
 from undersong.store import Store
 
@@ -82,14 +82,18 @@ def record(experiment: Experiment, lab: verbs.Lab, executor: Any = None) -> Arte
     experiment.run(lab) if executor is None else spread([experiment], lab, executor)
     spec = {"verb": "report", "experiment": experiment.resolved(), "results": VERSION}
     parents = sorted(s.fingerprint for s in experiment.steps() if s.kind != "model")
-    with lab.store.open("experiment", experiment.file.name, spec, parents) as artefact:
-        if not artefact.complete:
-            lab.progress("computing results")
-            found = collect(experiment, lab.store)
-            found["fingerprint"] = artefact.fingerprint
-            artefact.write_json("results", found)
-            artefact.finish({"sentence": found["sentence"]})
-        return artefact
+
+    def made() -> Artefact:
+        with lab.store.open("experiment", experiment.file.name, spec, parents) as artefact:
+            if not artefact.complete:
+                lab.progress("computing results")
+                found = collect(experiment, lab.store)
+                found["fingerprint"] = artefact.fingerprint
+                artefact.write_json("results", found)
+                artefact.finish({"sentence": found["sentence"]})
+            return artefact
+
+    return made() if executor is None else patient(made, lab.progress)
 
 
 def environment() -> dict[str, str]:

@@ -32,7 +32,7 @@ from undersong.artefact import FORMAT, LOCK, Artefact, Unreadable, read_record
 from undersong.environment import command_line, environment, now
 from undersong.errors import BadSpec, BrokenArtefact, StoreBusy, UnknownName
 from undersong.files import RECORD, TEMP, digest, dump, inside, make_folder, payload, put, room
-from undersong.journal import known
+from undersong import journal
 
 __all__ = ["Artefact", "Store", "clean_label", "read_record"]
 _FOLDER = re.compile(r"(.+)\.([0-9a-f]{12})")
@@ -213,7 +213,7 @@ class Store:
         if like and (parent / f"{clean_label(like)}.{mark}").is_dir():
             first = parent / f"{clean_label(like)}.{mark}"
             yield first
-        for name in sorted(known(parent).get(mark, ())):
+        for name in sorted(journal.known(parent).get(mark, ())):
             if parent / name != first and (parent / name).is_dir():
                 yield parent / name
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable
 from concurrent.futures import Executor as Pool
 from concurrent.futures import Future
@@ -51,6 +52,8 @@ class Ray(Settings):
         ray, here = library(), {"num_cpus": self.workers or os.cpu_count(), "include_dashboard": False}
         mine = not ray.is_initialized()
         if mine:
+            if self.address and ":" in self.address:
+                _knock(self.address)
             try:
                 ray.init(address=self.address or "local", log_to_driver=False, logging_level="ERROR",
                          **({} if self.address else here))
@@ -117,6 +120,16 @@ def library() -> Any:
     except ImportError as error:
         raise MissingExtra(f"The executor ray needs {error.name}. Run: pip install 'undersong[ray]'.") from None
     return ray
+
+
+def _knock(address: str) -> None:
+    """Raise WorkerLost when nothing listens at `host:port`: Ray itself tries for minutes, and tells nobody why."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise WorkerLost(f"Nothing answers at {address} ({_first(error)}). Start a cluster with `ray start --head`, check "
+                         "the address and that this machine may reach it, or leave --address out.") from None
 
 
 def _first(error: BaseException) -> str:

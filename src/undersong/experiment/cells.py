@@ -18,11 +18,11 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from undersong.environment import environment
 from undersong.errors import BadSpec, StoreBusy, UndersongError, WorkerLost
@@ -34,6 +34,7 @@ from undersong.lab import Lab, lab_for
 from undersong.shared_store import open_store
 from undersong.store import Store
 
+T = TypeVar("T")
 TRIES = 4
 """How often a cell is begun whose workers die."""
 LONGEST_PAUSE = 60.0
@@ -74,12 +75,14 @@ class Cells:
         """Every cell; each comes after those that it waits for."""
         out: list[Cell] = []
         for experiment in self.experiments:
-            runs = experiment.runs()
+            runs, gate = experiment.runs(), set[str]()
             for i, (arm, _, seed, _, steps) in enumerate(experiment.references()):
                 self._add(out, experiment, "reference", i, f"{arm} seed {seed}", steps)
+                gate |= {step.fingerprint for step in steps if seed == experiment.file.seeds[0]}
             for i, run in enumerate(runs):
                 name = f"rows of {run.arm.trait_name or 'no trait'} seed {run.seed}"
-                self._add(out, experiment, "rows", i, name, (run.teacher, run.raw, run.rows))
+                # a probe that cannot ask this base about these traits says so before anything is taught
+                self._add(out, experiment, "rows", i, name, (run.teacher, run.raw, run.rows), frozenset(gate))
             # students without a mitigation first: some mitigations are granted them
             for i in sorted(range(len(runs)), key=lambda i: runs[i].arm.stage != ""):
                 run, own = runs[i], [s for s in (runs[i].changed, runs[i].student, runs[i].repaired) if s]
@@ -125,6 +128,16 @@ def spread(experiments: Sequence[Experiment], lab: Lab, executor: Any) -> None:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
+
+
+def patient(work: Callable[[], T], say: Callable[[str], None]) -> T:
+    """Do some work of this process; while another driver of the same store is at it, wait for what that makes."""
+    while True:
+        try:
+            return work()
+        except StoreBusy as busy:
+            say(str(busy))
+            time.sleep(2)
 
 
 @dataclass
@@ -173,10 +186,6 @@ class Spread:
                     if again is not None:
                         paused[i] = time.monotonic() + again
                     ready.extend(self._free(i) if again is None else ())
-                    # a probe that cannot ask this base about these traits: every other cell would fail too
-                    if i in self.failed and self.cells.all[i].kind == "reference":
-                        ready.clear()
-                        paused.clear()
         finally:
             for future in flying:
                 future.cancel()
@@ -199,11 +208,14 @@ class Spread:
         except self.lost as error:
             if self.tries[i] >= TRIES:
                 self.failed[i] = WorkerLost(
-                    f"The worker of the cell {label!r} died {TRIES} times ({_short(error)}). Give cells more memory, or look "
-                    "at that machine; then run the same command again: finished work is kept.")
+                    f"The worker of the cell {label!r} died {TRIES} times ({_short(error)}). Give cells more memory, or "
+                    "look at that machine; then run the same command again: finished work is kept.")
                 return None
             self.lab.progress(f"the worker of {label} died ({type(error).__name__}); again in {pause:.0f} s")
             return pause
+        except BrokenExecutor as error:  # a pool that does not outlive its workers
+            raise WorkerLost(f"A worker process died in the cell {label!r} ({_short(error)}), most often for want of memory. "
+                             "Use fewer workers, and run the same command again: finished work is kept.") from None
         if told["busy"]:
             self.lab.progress(f"{label}: another process is at it; looking again in {pause:.0f} s")
             return pause
