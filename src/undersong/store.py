@@ -27,12 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from undersong import journal
 from undersong import spec as specs
 from undersong.artefact import FORMAT, LOCK, Artefact, Unreadable, read_record
 from undersong.environment import command_line, environment, now
 from undersong.errors import BadSpec, BrokenArtefact, StoreBusy, UnknownName
 from undersong.files import RECORD, TEMP, digest, dump, inside, make_folder, payload, put, room
-from undersong import journal
 
 __all__ = ["Artefact", "Store", "clean_label", "read_record"]
 _FOLDER = re.compile(r"(.+)\.([0-9a-f]{12})")
