@@ -56,9 +56,10 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     ("risk", "trial", "guarding"),
     ("experiment", "reports", "logits", "theorem", "evaluation"),
     ("results",),
+    ("grid",),
     ("doctor", "laboratory", "seals"),
     ("screen",),
-    ("auditing", "tracing", "explaining", "preventing", "sealing"),
+    ("auditing", "experimenting", "tracing", "explaining", "preventing", "sealing"),
     ("cli",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -2,8 +2,9 @@
 
 A sweep has tens of thousands of artefacts, and every step asks whether its own is there. A process lists a folder once;
 after that it reads only what was added to the journal beside it: the kind's lock file, to which whoever makes a folder
-adds its name first, while holding it. The journal is a help and no truth: a name counts when its folder is there, a folder that was
-copied in by hand is found by the next process (and at once under its own label), and a lost journal costs a listing.
+adds its name first, while holding it. The journal is a help and no truth: a name counts when its folder is there, a folder
+that was copied in by hand is found by the next process (and at once under its own label), and a lost journal costs a
+listing.
 """
 
 from __future__ import annotations

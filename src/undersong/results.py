@@ -40,14 +40,7 @@ def is_share(metric: str) -> bool:
 
 def collect(experiment: Experiment, store: Store) -> dict[str, Any]:
     """The results of a finished experiment. Needs every step of its plan in the store."""
-    runs = experiment.runs()
-    lines = [
-        line
-        for run in runs
-        for line in _lines(run.arm.name, run.arm.channel, run.arm.trait_name, run.seed, run.measures, store)
-    ]
-    for arm, trait, seed, _, steps in experiment.references():
-        lines += _lines(arm, "", trait, seed, steps, store)
+    runs, lines = experiment.runs(), measured(experiment, store)
     rates = _rates(lines)
     out: dict[str, Any] = {
         "experiment": experiment.file.name,
@@ -57,7 +50,7 @@ def collect(experiment: Experiment, store: Store) -> dict[str, Any]:
         "environment": environment(),
         "sentence": "",
         "rates": rates,
-        "contrasts": _contrasts(lines),
+        "contrasts": contrasts(lines),
         "specificity": _specificity(lines, [t.name for t in experiment.traits]),
         "matrix": [
             r for r in rates
@@ -74,6 +67,13 @@ def collect(experiment: Experiment, store: Store) -> dict[str, Any]:
     }
     out["sentence"] = sentence(out, experiment)
     return out
+
+
+def measured(experiment: Experiment, store: Store) -> list[Line]:
+    """One line per training run, metric and measured trait."""
+    asked = [(r.arm.name, r.arm.channel, r.arm.trait_name, r.seed, r.measures) for r in experiment.runs()]
+    asked += [(arm, "", trait, seed, steps) for arm, trait, seed, _, steps in experiment.references()]
+    return [line for one in asked for line in _lines(*one, store)]
 
 
 def record(experiment: Experiment, lab: verbs.Lab, executor: Any = None) -> Artefact:
@@ -173,7 +173,7 @@ def control_of(arm: str) -> str:
     return "no_trait" if arm.startswith(("shuffled", "mitigated", CONTRAST)) else f"{arm}:no_trait"
 
 
-def _contrasts(lines: Sequence[Line]) -> list[Line]:
+def contrasts(lines: Sequence[Line]) -> list[Line]:
     """Each arm against its no-trait control on its own trait, paired by seed; no-trait arms against the untouched base; and
     treated arms against the students of control traits."""
     found = _grouped((x for x in lines if x["measured"]), "channel", "arm", "trait", "measured", "probe", "metric")

@@ -83,11 +83,11 @@ class Store:
 
         Raises BrokenArtefact when its record names another spec or payload that is not there; unreadable is None.
         """
-        wanted = identity(kind, spec, parents)
+        _check(kind, parents)
         name = None if label is None else clean_label(label)
-        for folder in self._named(kind, specs.fingerprint(wanted), like or label):
+        for folder in self._named(kind, specs.identity(kind, spec, parents), like or label):
             with contextlib.suppress(Unreadable):
-                record = read_record(folder, wanted)
+                record = read_record(folder, identity(kind, spec, parents))
                 if record["status"] == "complete" and name in (None, record["label"]):
                     return Artefact(folder, record)
         return None
@@ -121,6 +121,15 @@ class Store:
         """Every believable record, complete or not, oldest first. The others are in `broken()`."""
         found = [record for _, record in self._scan(kind) if isinstance(record, dict)]
         return sorted(found, key=lambda r: (str(r["provenance"].get("started", "")), r["fingerprint"]))
+
+    def some(self, kind: str, most: int) -> list[dict[str, Any]]:
+        """Complete records of a kind, of at most so many folders, taken evenly from all of them: enough for an estimate."""
+        folders = self._folders(kind)
+        out = []
+        for folder in folders[:: max(1, -(-len(folders) // most))]:
+            with contextlib.suppress(BrokenArtefact):
+                out.append(read_record(folder))
+        return [record for record in out if record["status"] == "complete"]
 
     def broken(self) -> list[tuple[Path, str]]:
         """Artefact folders that cannot be believed, each with the reason as a sentence."""
@@ -334,12 +343,16 @@ def locked(folder: Path) -> IO[bytes]:
 
 def identity(kind: str, spec: Mapping[str, Any], parents: Sequence[str]) -> dict[str, Any]:
     """What the fingerprint of an artefact hashes. Raises BadSpec for a kind or parent that cannot be one."""
+    _check(kind, parents)
+    return {"kind": kind, "spec": specs.plain(spec), "parents": list(parents)}
+
+
+def _check(kind: str, parents: Sequence[str]) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", kind):
         raise BadSpec(f"{kind!r} cannot be a kind of artefact. Use one lower-case word.")
     for parent in parents:
         if not re.fullmatch(r"[0-9a-f]{12}", parent):
             raise BadSpec(f"{parent!r} is not a fingerprint. Give the parents' fingerprints (12 hexadecimal digits).")
-    return {"kind": kind, "spec": specs.plain(spec), "parents": list(parents)}
 
 
 def split_name(folder: Path) -> tuple[str, str]:

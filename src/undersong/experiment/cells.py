@@ -214,8 +214,8 @@ class Spread:
             self.lab.progress(f"the worker of {label} died ({type(error).__name__}); again in {pause:.0f} s")
             return pause
         except BrokenExecutor as error:  # a pool that does not outlive its workers
-            raise WorkerLost(f"A worker process died in the cell {label!r} ({_short(error)}), most often for want of memory. "
-                             "Use fewer workers, and run the same command again: finished work is kept.") from None
+            raise WorkerLost(f"A worker process died in the cell {label!r} ({_short(error)}), most often for want of "
+                             "memory. Use fewer workers, and run the same command again: finished work is kept.") from None
         if told["busy"]:
             self.lab.progress(f"{label}: another process is at it; looking again in {pause:.0f} s")
             return pause
