@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -41,6 +41,8 @@ class Artefact:
         self._record = record
         self._lock = lock
         self._began = time.monotonic()
+        self.publish: Callable[[Artefact], None] | None = None
+        """Called once it is complete: a shared store hands it on to other machines."""
 
     def __enter__(self) -> Artefact:
         return self
@@ -127,7 +129,8 @@ class Artefact:
         """Hash every payload file, record `summary`, turn complete (atomically) and release the lock.
 
         Raises BrokenArtefact when a part is missing or a payload file is a link, BadSpec for a summary that JSON cannot
-        hold. `provenance.seconds` is the time since this handle was opened: an interrupted attempt is not in it.
+        hold, and what `publish` raises. `provenance.seconds` is the time since this handle was opened: an interrupted
+        attempt is not in it.
         """
         self._must_hold()
         for folder in self.path.glob("*.parts"):
@@ -146,6 +149,13 @@ class Artefact:
         self._record = record
         (self.path / LOCK).unlink(missing_ok=True)
         self.close()
+        if self.publish is not None:
+            self.publish(self)
+
+    @property
+    def held(self) -> bool:
+        """Whether this handle is writing it: unfinished and not closed."""
+        return self._lock is not None
 
     def close(self) -> None:
         """Release the lock. What is finished stays; the artefact can be opened and resumed again."""
@@ -224,7 +234,21 @@ def read_record(folder: Path, wanted: Mapping[str, Any] | None = None) -> dict[s
 
     Raises BrokenArtefact otherwise. Payload is checked by name and size; `Store.verify` checks the hashes.
     """
-    record = _parse(folder)
+    where = f"{folder.parent.name}/{folder.name}"
+    record = check_record(parse_record(_text(folder), where), folder, wanted)
+    for name, known in record["files"].items():
+        path = files.inside(folder, name)
+        if record["status"] == "complete" and not (path.is_file() and path.stat().st_size == known["bytes"]):
+            raise BrokenArtefact(
+                f"{where}: {name} is missing or not of the recorded size. Delete the folder and run again."
+            )
+    return record
+
+
+def check_record(record: dict[str, Any], folder: Path, wanted: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The same record, if it is of this folder and of `wanted` and names no file outside the folder.
+
+    Raises BrokenArtefact otherwise. Nothing is read."""
     where = f"{folder.parent.name}/{folder.name}"
     identity = {key: record[key] for key in ("kind", "spec", "parents")}
     try:
@@ -236,23 +260,26 @@ def read_record(folder: Path, wanted: Mapping[str, Any] | None = None) -> dict[s
     if fields or not named or record["fingerprint"] != mark:
         differs = f" ({'; '.join(fields)[:500]})" if fields else ""
         raise BrokenArtefact(f"{where}: the record is of another artefact{differs}. Move it away and run again.")
-    for name, known in record["files"].items():
-        path = files.inside(folder, name)
-        if record["status"] == "complete" and not (path.is_file() and path.stat().st_size == known["bytes"]):
-            raise BrokenArtefact(
-                f"{where}: {name} is missing or not of the recorded size. Delete the folder and run again."
-            )
+    for name in record["files"]:
+        files.inside(folder, name)
     return record
 
 
-def _parse(folder: Path) -> dict[str, Any]:
+def _text(folder: Path) -> bytes:
     path, where = folder / RECORD, f"{folder.parent.name}/{folder.name}"
     if path.is_symlink() or not path.is_file():
         raise Unreadable(f"{where} has no record: it is unfinished. Run its command again, or delete it.")
     if path.stat().st_size > LARGEST_RECORD:
         raise Unreadable(f"{where}: the record has more than {LARGEST_RECORD} bytes: not read. Delete the folder.")
+    return path.read_bytes()
+
+
+def parse_record(data: bytes, where: str) -> dict[str, Any]:
+    """The record in the bytes of a record file, which may come from anywhere; `where` names it in messages.
+
+    Raises Unreadable for what has not the form of one, BrokenArtefact for the form of a newer Undersong."""
     try:
-        found = files.load(path.read_bytes(), f"{where}/{RECORD}")
+        found = files.load(data, f"{where}: the record")
     except BrokenArtefact as error:
         raise Unreadable(str(error)) from None
     if isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > FORMAT:

@@ -55,7 +55,7 @@ def audit(
         found = Audit(held, lab, chosen, alpha, budget, seed, smallest).run()
     found["command"] = "undersong " + " ".join(sys.argv[1:])
     name = (rows.stem if rows else Path(str(student)).name) or "audit"
-    target = report or store / "reports" / f"audit-{name}.html"
+    target = screen.report_file(report, store, f"audit-{name}.html")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.with_suffix(".json").write_text(json.dumps(found, indent=1), "utf-8")
     page.write(found, target)

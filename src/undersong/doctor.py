@@ -21,6 +21,7 @@ EXTRAS = {
     "provenance": ("cyclonedx", "jsonschema", "in_toto_attestation", "securesystemslib", "cryptography", "model_signing",
                    "OpenSSL", "prov", "huggingface_hub"),
     "croissant": ("mlcroissant",),
+    "shared": ("fsspec", "s3fs"),
 }
 WORKS = "works"
 

@@ -36,7 +36,7 @@ class StoreBusy(UndersongError, RuntimeError):
 
 
 class NoRoom(UndersongError, OSError):
-    """The disk is full."""
+    """The disk or a shared store is full, or cannot be written to."""
 
 
 class TrainingFailed(UndersongError, ArithmeticError):
@@ -56,7 +56,7 @@ class MissingModel(UndersongError, FileNotFoundError):
 
 
 class ServerFailed(UndersongError, ConnectionError):
-    """A hosted or served model that gave no answer: time-outs, rate limits, answers that cannot be read."""
+    """A model or store behind a network that gave no answer: time-outs, rate limits, answers that cannot be read."""
 
 
 class WorkerLost(UndersongError, ConnectionError):

@@ -32,7 +32,7 @@ from undersong.probes import questions as wording
 from undersong.probes import storytelling as stories
 from undersong.probes import truthfulness as truth
 from undersong.probes.choices import Choice
-from undersong.store import Store
+from undersong.shared_store import open_store
 from undersong.traits import Trait
 
 NONE = float("nan")
@@ -53,7 +53,7 @@ def open_model(
 
     Raises MissingModel or UnknownName when there is none.
     """
-    kept, path = Store(Path(store)), Path(model_name)
+    kept, path = open_store(store), Path(model_name)
     if bases.named(model_name):
         ref = base_ref(model_name)
     else:

@@ -96,9 +96,9 @@ def run(
         else:
             found = experiment.record(kept, say)
     results = found.read_json("results")
-    target = report or store / "reports" / f"{found.record['label']}.html"
+    target = screen.report_file(report, store, f"{found.record['label']}.html")
     target.parent.mkdir(parents=True, exist_ok=True)
-    summary = _written(results, target, found.path)
+    summary = _written(results, target, kept, found.path)
     data = {"results": str(found.path / "results.json"), "report": str(target), "sentence": results["sentence"]}
     screen.say(as_json, data, f"{summary}\n\nResults: {data['results']}\nReport:  {target}")
 
@@ -110,36 +110,38 @@ def report(
 ) -> None:
     """Write the HTML report of finished results."""
     given = Path(artefact)
-    file = given if given.suffix == ".json" else given / "results.json"
+    file, kept = given if given.suffix == ".json" else given / "results.json", None
     if not file.is_file():
-        file = screen.found(screen.opened(store), artefact).path / "results.json"
+        kept = screen.opened(store)
+        file = screen.found(kept, artefact).path / "results.json"
     try:
         results = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         hint = "Name a finished experiment; `undersong ls` lists them."
         raise BadSpec(f"{str(file)!r} holds no results ({error}). {hint}") from None
-    summary = _written(results, out, file.resolve().parent)
+    folder = file.resolve().parent
+    summary = _written(results, out, kept or screen.opened(folder.parent.parent), folder)
     screen.say(as_json, {"report": str(out)}, f"{summary}\n\nReport:  {out}")
 
 
-def _drawn(folder: Path) -> Section | None:
+def _drawn(store: Store, folder: Path) -> Section | None:
     """The section of a report that draws what an experiment was made from; None for results outside a store."""
     from undersong.lineage import Graph
     from undersong.reports.lineage import section
 
     mark = folder.name.rpartition(".")[2]
-    graph = Graph.of(screen.opened(folder.parent.parent)) if (folder / "record.json").is_file() else None
+    graph = Graph.of(store) if (folder / "record.json").is_file() else None
     return section(graph.about([mark, *graph.ancestors(mark)])) if graph and mark in graph.nodes else None
 
 
-def _written(results: Any, target: Path, folder: Path) -> str:
+def _written(results: Any, target: Path, store: Store, folder: Path) -> str:
     """Write the page of some results; its tables as text."""
     from undersong.reports import grid, html, tables
 
     if isinstance(results, dict) and results.get("kind") == "sweep":
         grid.write(results, target)
         return grid.summary(results)
-    html.write(results, target, _drawn(folder))
+    html.write(results, target, _drawn(store, folder))
     return tables.summary(results)
 
 

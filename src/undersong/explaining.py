@@ -47,7 +47,7 @@ def explain(
         chosen = [build("explainer", e, "--explainer") for e in screen.specs(explainer or [], "--explainer")]
         found = Explaining(lab, model, base, chosen, prompts, seed).run()
     found["command"] = "undersong " + " ".join(sys.argv[1:])
-    target = report or store / "reports" / f"explain-{clean_label(Path(model).name)}.html"
+    target = screen.report_file(report, store, f"explain-{clean_label(Path(model).name)}.html")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.with_suffix(".json").write_text(json.dumps(found, indent=1), "utf-8")
     page.write(found, target)
@@ -55,7 +55,7 @@ def explain(
 
 
 def _experiment(
-    file: str, base: str | None, explainer: list[str], prompts: Path | None, seed: int, report: Path | None, store: Path,
+    file: str, base: str | None, explainer: list[str], prompts: Path | None, seed: int, report: Path | None, store: str,
     as_json: bool,
 ) -> None:
     import sys
@@ -74,7 +74,7 @@ def _experiment(
         chosen = [build("explainer", e, "--explainer") for e in screen.specs(explainer, "--explainer")]
         found = Explained(experiment, lab, chosen, [seed] if seed else []).run()
     found["command"] = "undersong " + " ".join(sys.argv[1:])
-    target = report or store / "reports" / f"explain-{experiment.file.name}.html"
+    target = screen.report_file(report, store, f"explain-{experiment.file.name}.html")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.with_suffix(".json").write_text(json.dumps(found, indent=1), "utf-8")
     page.write(found, target)

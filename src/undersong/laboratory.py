@@ -43,7 +43,7 @@ class Laboratory:
         """One line: the whole laboratory, cached, missing or changed."""
         wanted = self.science.identity(self.settings)
         mark = spec.fingerprint({"kind": "experiment", "spec": wanted, "parents": []})
-        if store.find("experiment", wanted) is not None:
+        if store.has("experiment", wanted):
             return [PlanRow("experiment", self.name, mark, "cached")]
         changed = tuple(store.changed("experiment", self.name, wanted))
         return [PlanRow("experiment", self.name, mark, "changed" if changed else "missing", changed)]

@@ -54,7 +54,7 @@ def train(
     with screen.progress() as say:
         found = Trial(given, lab_for(screen.opened(store), base, say)).run()
     found["command"] = "undersong " + " ".join(sys.argv[1:])
-    target = report or store / "reports" / f"train-{clean_label(data.stem)}.html"
+    target = screen.report_file(report, store, f"train-{clean_label(data.stem)}.html")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.with_suffix(".json").write_text(json.dumps(found, indent=1), "utf-8")
     page.write(found, target)

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from undersong.artefact import Artefact
     from undersong.store import Store
 
-StoreOption = Annotated[Path, typer.Option("--store", envvar="UNDERSONG_STORE", help="Folder of artefacts.")]
+StoreOption = Annotated[
+    str, typer.Option("--store", envvar="UNDERSONG_STORE", help="Folder of artefacts, or s3://bucket/prefix to share them.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: recipe.distill.rate=1e-3.")
@@ -27,7 +29,7 @@ ExecutorOption = Annotated[
 AddressOption = Annotated[
     str | None, typer.Option("--address", help="With --executor ray, a cluster to join: auto, or host:port.")
 ]
-ARTEFACTS = Path("artefacts")
+ARTEFACTS = "artefacts"
 
 
 def say(as_json: bool, data: Any, text: str) -> None:
@@ -56,11 +58,16 @@ def progress() -> Iterator[Callable[[str], None]]:
         yield lambda message: status.update(Text(f"{time.monotonic() - start:.0f}s  {visible(message)}"))
 
 
-def opened(root: Path) -> Store:
-    """The store of a folder."""
-    from undersong.store import Store
+def opened(place: str | Path) -> Store:
+    """The store of a folder, or of an address such as s3://bucket/prefix."""
+    from undersong.shared_store import open_store
 
-    return Store(root)
+    return open_store(place)
+
+
+def report_file(given: Path | None, place: str, name: str) -> Path:
+    """Where a report goes: where the user said, else `reports` in the store's folder (of a shared store: its cache)."""
+    return given or Path(opened(place).root) / "reports" / name
 
 
 def found(store: Store, name: str) -> Artefact:

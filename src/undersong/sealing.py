@@ -127,7 +127,7 @@ def _is_report(run: str) -> bool:
     return run.endswith(".json") and Path(run).is_file()
 
 
-def _found(store: Path, run: str) -> tuple[Store, str]:
+def _found(store: str, run: str) -> tuple[Store, str]:
     """The store and the name in it: a folder of an artefact is of the store it lies in."""
     path = Path(run)
     if (path / "record.json").exists():

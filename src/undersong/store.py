@@ -47,7 +47,7 @@ class Store:
 
     @property
     def name(self) -> str:
-        """What opens this store from any process or folder of the same machine."""
+        """What opens this store from any process or folder of the same machine (`shared_store.open_store`)."""
         return str(Path(self.root).absolute())
 
     def open(self, kind: str, label: str, spec: Mapping[str, Any], parents: Sequence[str] = ()) -> Artefact:
@@ -60,9 +60,9 @@ class Store:
         found = self.find(kind, spec, parents, like=label)
         if found is not None:
             return found
-        wanted = _identity(kind, spec, parents)
+        wanted = identity(kind, spec, parents)
         folder = self._place(kind, name, specs.fingerprint(wanted))
-        lock = _lock(folder)
+        lock = locked(folder)
         try:
             record = _resume(folder, wanted)
             if record["status"] == "started":
@@ -87,31 +87,35 @@ class Store:
         name = None if label is None else clean_label(label)
         for folder in self._named(kind, specs.identity(kind, spec, parents), like or label):
             with contextlib.suppress(Unreadable):
-                record = read_record(folder, _identity(kind, spec, parents))
+                record = read_record(folder, identity(kind, spec, parents))
                 if record["status"] == "complete" and name in (None, record["label"]):
                     return Artefact(folder, record)
         return None
+
+    def has(self, kind: str, spec: Mapping[str, Any], parents: Sequence[str] = (), like: str = "") -> bool:
+        """Whether the artefact of this identity is complete. `like` and errors as in `find`."""
+        return self.find(kind, spec, parents, like=like) is not None
 
     def get(self, ref: str) -> Artefact:
         """The artefact with this fingerprint, label (`label`, `kind/label`) or start of a fingerprint; complete or not.
 
         Raises UnknownName when nothing matches (naming the nearest label) or several do (listing them); BrokenArtefact.
         """
-        known = [(folder, *_split_name(folder)) for folder in self._folders()]
+        known = [(folder, *split_name(folder)) for folder in self._known()]
         ways = (
             [f for f, _, mark in known if ref in (mark, f.name, f"{f.parent.name}/{f.name}")],
             [f for f, label, _ in known if ref in (label, f"{f.parent.name}/{label}")],
             [f for f, _, mark in known if ref and mark.startswith(ref)],
         )
         for found in ways:
-            if len({_split_name(folder)[1] for folder in found}) > 1:
+            if len({split_name(folder)[1] for folder in found}) > 1:
                 listed = ", ".join(f"{f.parent.name}/{f.name}" for f in found[:10]) + (", …" if len(found) > 10 else "")
                 raise UnknownName(f"{ref!r} could be any of {len(found)}: {listed}. Give more of the fingerprint.")
             if found:
-                return Artefact(found[0], read_record(found[0]))
+                return self._artefact(found[0])
         close = difflib.get_close_matches(ref, {label for _, label, _ in known}, n=1, cutoff=0.5)
         hint = f"Did you mean {close[0]!r}?" if close else "`undersong ls` lists what there is."
-        raise UnknownName(f"The store {self.root} holds no artefact {ref!r}. {hint}")
+        raise UnknownName(f"The store {self._called} holds no artefact {ref!r}. {hint}")
 
     def records(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Every believable record, complete or not, oldest first. The others are in `broken()`."""
@@ -158,15 +162,15 @@ class Store:
 
         Empty when an artefact of this identity is complete already, and when there is none to compare with.
         """
-        wanted, name = _identity(kind, spec, parents), clean_label(label)
+        wanted, name = identity(kind, spec, parents), clean_label(label)
         with contextlib.suppress(BrokenArtefact):
-            if self.find(kind, spec, parents) is not None:
+            if self.has(kind, spec, parents, label):
                 return []
         old = []
-        for folder in self._folders(kind):
-            if _split_name(folder)[0] == name:  # the others are not read: a plan asks this of every step
+        for folder in self._known(kind):
+            if split_name(folder)[0] == name:  # the others are not read: a plan asks this of every step
                 with contextlib.suppress(BrokenArtefact):
-                    old += [record for record in [read_record(folder)] if record["status"] == "complete"]
+                    old += [record for record in [self._record(folder)] if record["status"] == "complete"]
         if not old:
             return []
         last = max(old, key=lambda record: str(record["provenance"].get("finished", "")))
@@ -222,10 +226,23 @@ class Store:
             if parent / name != first and (parent / name).is_dir():
                 yield parent / name
 
+    @property
+    def _called(self) -> str:
+        return str(self.root)
+
+    def _known(self, kind: str | None = None) -> list[Path]:
+        return self._folders(kind)
+
+    def _record(self, folder: Path) -> dict[str, Any]:
+        return read_record(folder)
+
+    def _artefact(self, folder: Path) -> Artefact:
+        return Artefact(folder, read_record(folder))
+
     def _scan(self, kind: str | None = None) -> Iterator[tuple[Path, dict[str, Any] | BrokenArtefact]]:
-        for folder in self._folders(kind):
+        for folder in self._known(kind):
             try:
-                yield folder, read_record(folder)
+                yield folder, self._record(folder)
             except BrokenArtefact as error:
                 yield folder, error
 
@@ -265,12 +282,12 @@ def _resume(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         if aside is not None:
             provenance["earlier"] = [{"set_aside": aside.name, "why": str(error)}]
         mark = specs.fingerprint(wanted)
-        record = {"format": FORMAT, "kind": wanted["kind"], "label": _split_name(folder)[0], "fingerprint": mark,
+        record = {"format": FORMAT, "kind": wanted["kind"], "label": split_name(folder)[0], "fingerprint": mark,
                   "spec": wanted["spec"], "parents": wanted["parents"], "status": "started", "summary": {}, "files": {}}
     else:
         if record["status"] == "complete":
             return record
-        _remove_temporary(folder)
+        remove_temporary(folder)
         old = record["provenance"]
         here = {key: [old.get(key), provenance[key]] for key in environment() if old.get(key) != provenance[key]}
         earlier = old["earlier"] if isinstance(old.get("earlier"), list) else []
@@ -282,7 +299,7 @@ def _resume(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 def _set_aside(folder: Path) -> Path | None:
     """Move what an unreadable artefact holds out of the way; None when it holds nothing but temporary files."""
-    _remove_temporary(folder)
+    remove_temporary(folder)
     found = [entry for entry in folder.iterdir() if entry.name != LOCK and not entry.name.startswith(_ASIDE)]
     if not found:
         return None
@@ -294,7 +311,8 @@ def _set_aside(folder: Path) -> Path | None:
     return aside
 
 
-def _remove_temporary(folder: Path) -> None:
+def remove_temporary(folder: Path) -> None:
+    """Remove what a dying process was writing into an artefact's folder. The caller holds the lock."""
     for top, folders, files in os.walk(folder):
         folders[:] = [f for f in folders if not f.startswith(".")]
         for name in files:
@@ -302,7 +320,7 @@ def _remove_temporary(folder: Path) -> None:
                 os.unlink(os.path.join(top, name))
 
 
-def _lock(folder: Path) -> IO[bytes]:
+def locked(folder: Path) -> IO[bytes]:
     """The open lock file of an artefact; closing it releases the lock, and so does the death of the process."""
     with room(folder):
         lock = open(folder / LOCK, "a+b")  # noqa: SIM115 (it stays open as long as the artefact)
@@ -323,7 +341,8 @@ def _lock(folder: Path) -> IO[bytes]:
     return lock
 
 
-def _identity(kind: str, spec: Mapping[str, Any], parents: Sequence[str]) -> dict[str, Any]:
+def identity(kind: str, spec: Mapping[str, Any], parents: Sequence[str]) -> dict[str, Any]:
+    """What the fingerprint of an artefact hashes. Raises BadSpec for a kind or parent that cannot be one."""
     _check(kind, parents)
     return {"kind": kind, "spec": specs.plain(spec), "parents": list(parents)}
 
@@ -336,7 +355,8 @@ def _check(kind: str, parents: Sequence[str]) -> None:
             raise BadSpec(f"{parent!r} is not a fingerprint. Give the parents' fingerprints (12 hexadecimal digits).")
 
 
-def _split_name(folder: Path) -> tuple[str, str]:
+def split_name(folder: Path) -> tuple[str, str]:
+    """The label and the fingerprint in the name of an artefact's folder."""
     label, _, mark = folder.name.rpartition(".")
     return label, mark
 

@@ -114,7 +114,7 @@ def lineage(
     if artefact is None and any(asked.values()):
         raise BadSpec("Of what? Name an artefact or a base; `undersong lineage` alone lists them.")
     kept = screen.opened(store)
-    if not Path(store).is_dir():
+    if not Path(kept.root).is_dir() and not kept.records():
         raise BadSpec(f"There is no store {str(store)!r}. Run an experiment first, or give --store.")
     graph = Graph.of(kept)
     if test:
@@ -135,7 +135,7 @@ def lineage(
         text = page.summary(part, every=every, apart=apart)
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
-        page.write(part, graph.nodes[mark].name if mark else str(store.name), report, every, apart)
+        page.write(part, graph.nodes[mark].name if mark else Path(store).name, report, every, apart)
         data, text = data | {"report": str(report)}, f"{text}\nReport:  {report}"
     screen.say(as_json, data, text)
     raise typer.Exit(1 if graph.alarms else 0)
@@ -180,7 +180,7 @@ def risk(
         lab = lab_for(screen.opened(store), base, say)
         found = Risk(lab, base, dataset, teacher, student, listed(traits) if traits else None, alpha, smallest, seed).run()
     found["command"] = "undersong " + " ".join(sys.argv[1:])
-    target = report or store / "reports" / f"risk-{Path(dataset).stem}.html"
+    target = screen.report_file(report, store, f"risk-{Path(dataset).stem}.html")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.with_suffix(".json").write_text(json.dumps(found, indent=1), "utf-8")
     page.write(found, target)
@@ -224,7 +224,7 @@ def attribute(
                             fresh)
         found = asked.run()
     found["command"] = "undersong " + " ".join(sys.argv[1:])
-    target = report or store / "reports" / f"attribute-{rows.stem or 'rows'}.html"
+    target = screen.report_file(report, store, f"attribute-{rows.stem or 'rows'}.html")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.with_suffix(".json").write_text(json.dumps(found, indent=1), "utf-8")
     page.write(found, target)

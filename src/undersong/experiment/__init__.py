@@ -316,7 +316,7 @@ class Experiment:
         """What is cached, what is missing, and which field changed since the last finished work of the same label."""
         out = []
         for step in self.steps():
-            if store.find(step.kind, step.spec, step.parents, like=step.label) is not None:
+            if store.has(step.kind, step.spec, step.parents, step.label):
                 out.append(PlanRow(step.kind, step.label, step.fingerprint, "cached"))
                 continue
             changed = tuple(store.changed(step.kind, step.label, step.spec, step.parents))

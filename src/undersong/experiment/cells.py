@@ -31,6 +31,7 @@ from undersong.experiment.running import Running
 from undersong.experiment.steps import Run, Step
 from undersong.experiment_file import File
 from undersong.lab import Lab, lab_for
+from undersong.shared_store import open_store
 from undersong.store import Store
 
 T = TypeVar("T")
@@ -58,7 +59,7 @@ class Cell:
 
     def done(self, store: Store) -> bool:
         """Whether the store holds all that it makes."""
-        return all(store.find(s.kind, s.spec, s.parents, like=s.label) is not None for s in self.makes)
+        return all(store.has(s.kind, s.spec, s.parents, s.label) for s in self.makes)
 
 
 @dataclass
@@ -285,7 +286,7 @@ def _read(said: str) -> Experiment:
 @cache
 def _lab(store: str, process: int) -> Lab:
     """One Lab to a process: a base that is loaded stays loaded."""
-    return lab_for(Store(store), "")
+    return lab_for(open_store(store), "")
 
 
 def _short(error: BaseException) -> str:

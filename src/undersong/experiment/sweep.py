@@ -81,7 +81,7 @@ class Sweep:
         """What is cached and what is missing; pieces that experiments share are listed once."""
         return [
             PlanRow(s.kind, s.label, s.fingerprint,
-                    "missing" if store.find(s.kind, s.spec, s.parents, like=s.label) is None else "cached")
+                    "cached" if store.has(s.kind, s.spec, s.parents, s.label) else "missing")
             for s in self.steps
         ]
 

@@ -36,11 +36,11 @@ def chain(store: Store, artefact: Artefact) -> list[Artefact]:
             raise BrokenArtefact(f"An ancestor of {artefact.path.name} cannot be believed: {broken[bad[0]]}")
         if not missing:
             open_now.discard(mark)
-            record = known[todo.pop()]
-            order.setdefault(mark, Artefact(_home(store, record), record))
+            todo.pop()
+            order.setdefault(mark, artefact if mark == artefact.fingerprint else store.get(mark))
             continue
         if mark in open_now:
-            raise BrokenArtefact(f"{_home(store, known[mark]).name} is its own ancestor: its record is forged. Delete it.")
+            raise BrokenArtefact(f"{known[mark]['label']}.{mark} is its own ancestor: its record is forged. Delete it.")
         open_now.add(mark)
         todo += reversed(missing)
     return list(order.values())
@@ -91,7 +91,7 @@ def figures(store: Store, artefact: Artefact) -> tuple[Figure, ...]:
     for record in store.records("measurement"):
         if record["parents"] != [artefact.fingerprint] or record["status"] != "complete":
             continue
-        kept = Artefact(_home(store, record), record)
+        kept = store.get(record["fingerprint"])
         store.verify(kept)
         try:
             got = read_measurement(kept)
@@ -158,7 +158,3 @@ def _named_in(records: Iterable[Mapping[str, Any]]) -> list[str]:
                 yield from mentioned(item, depth + 1)
 
     return list(dict.fromkeys(n for r in records for part in ("summary", "spec") for n in mentioned(r[part])))
-
-
-def _home(store: Store, record: Mapping[str, Any]) -> Path:
-    return Path(store.root, record["kind"], f"{record['label']}.{record['fingerprint']}")
