@@ -124,11 +124,11 @@ class Store:
 
     def some(self, kind: str, most: int) -> list[dict[str, Any]]:
         """Complete records of a kind, of at most so many folders, taken evenly from all of them: enough for an estimate."""
-        folders = self._folders(kind)
+        folders = self._known(kind)
         out = []
         for folder in folders[:: max(1, -(-len(folders) // most))]:
             with contextlib.suppress(BrokenArtefact):
-                out.append(read_record(folder))
+                out.append(self._record(folder))
         return [record for record in out if record["status"] == "complete"]
 
     def broken(self) -> list[tuple[Path, str]]:

@@ -9,6 +9,7 @@ see the store under the same name.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -53,7 +54,7 @@ def student(recipe: Any, job: Job, processes: int) -> ModelRef:
     try:
         if mine:
             ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, log_to_driver=False,
-                     logging_level="ERROR", num_cpus=None if "RAY_ADDRESS" in os.environ else processes + 1)
+                     logging_level=logging.ERROR, num_cpus=None if "RAY_ADDRESS" in os.environ else processes + 1)
         with tempfile.TemporaryDirectory() as scratch:
             scaling = ScalingConfig(num_workers=processes, use_gpu=torch.cuda.is_available())
             TorchTrainer(_process, train_loop_config=asked, scaling_config=scaling,

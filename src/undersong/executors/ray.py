@@ -9,6 +9,7 @@ is joined.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -55,7 +56,7 @@ class Ray(Settings):
             if self.address and ":" in self.address:
                 _knock(self.address)
             try:
-                ray.init(address=self.address or "local", log_to_driver=False, logging_level="ERROR",
+                ray.init(address=self.address or "local", log_to_driver=False, logging_level=logging.ERROR,
                          **({} if self.address else here))
             except (ConnectionError, TimeoutError) as error:
                 raise WorkerLost(f"No Ray cluster answers at {self.address!r} ({_first(error)}). Start one with `ray start "
