@@ -1,8 +1,9 @@
 """The likelihood panel against naive full forwards: `python benchmarks/panel.py`.
 
 The same rows under the same system turns, three ways: one full forward for each prompt and row (what scripts of this field
-do), full forwards in batches, and the panel's own way, in which what rows share is computed once. `cpu s` is processor time,
-which moves less than the clock when other work shares the machine; the ratio is taken from the least of some rounds. The last line checks that they agree.
+do), full forwards in batches, and the panel's own way, in which what rows share is computed once. `cpu s` is processor time
+of all threads, which moves less than the clock when other work shares the machine. The ways take turns for some rounds, and
+the least of each counts. The last line checks that they agree.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     walls: dict[str, list[float]] = {name: [] for name in ways}
     cpus: dict[str, list[float]] = {name: [] for name in ways}
     found = {}
-    for name, way in ways.items():
+    for way in ways.values():
         way(systems[:1])  # the first call of a process is slow
     for _ in range(given.rounds):
         for name, way in ways.items():
@@ -77,8 +78,8 @@ def main(argv: list[str] | None = None) -> None:
             cpus[name].append(time.process_time() - cpu)
     rows = tokens.encode(model, [[{"role": "system", "content": systems[0]}, *chat] for chat in chats], answers)
     long, said = (np.mean([len(part) for part in parts]) for parts in ([r.ids for r in rows], [r.answer for r in rows]))
-    print(f"{given.rows} rows of {given.base} under {len(systems)} system turns, one thread, least of {given.rounds} rounds; "
-          f"a row has {long:.0f} tokens, {said:.0f} of them its answer's\n")
+    print(f"{given.rows} rows of {given.base} under {len(systems)} system turns, one torch thread, least of {given.rounds} "
+          f"rounds; a row has {long:.0f} tokens, {said:.0f} of them its answer's\n")
     print(f"{'way':38} {'s':>8} {'cpu s':>8} {'rows x prompts / cpu s':>23} {'ratio':>6}")
     first = min(next(iter(cpus.values())))
     for name, cpu in ((name, min(some)) for name, some in cpus.items()):

@@ -19,8 +19,8 @@ from undersong.backends.llama import _heads, _turn
 from undersong.backends.tokens import TokenRow
 
 Whole = NDArray[np.int64]
-_LOGITS = 2**21
-"""So many logits are held at once: they stay in the processor's cache."""
+_LOGITS = 2**19
+"""About so many logits are held at once: they stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def answer_logprobs(module: Any, rows: Sequence[TokenRow]) -> list[NDArray[np.fl
     with torch.inference_mode():
         hidden, head = _hidden(module, _grown(rows)), module.lm_head.weight
         target = torch.from_numpy(np.concatenate([row.answer for row in rows])).to(hidden.device)
-        step, parts = max(1, _LOGITS // len(head)), []
+        step, parts = max(128, _LOGITS // len(head)), []
         for begin in range(0, len(target), step):
             logits = torch.nn.functional.linear(hidden[begin : begin + step], head).float()
             own = logits.gather(1, target[begin : begin + step, None])[:, 0]
@@ -122,7 +122,7 @@ def _hidden(module: Any, tree: _Tree) -> Any:
         out = queries.attend(_turn(q, cos, sin), _turn(k, cos, sin), v, path, attention.scaling)
         x = (x.index_select(0, queries.nodes.index_select(0, queries.real)) if last else x) + attention.o_proj(out)
         normed = F.rms_norm(x, x.shape[-1:], layer.post_attention_layernorm.weight, eps)
-        x = x + mlp.down_proj(F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+        x = x + mlp.down_proj(F.silu(mlp.gate_proj(normed)).mul_(mlp.up_proj(normed)))
     return F.rms_norm(x, x.shape[-1:], inner.norm.weight, eps)
 
 
