@@ -41,6 +41,7 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     ("registry", "environment", "evidence"),
     ("spec", "stats", "shares", "traits", "files", "digits", "row_forms"),
     ("artefact", "perceptrons", "experiment_file", "row_files"),
+    ("journal",),
     (*PLUGINS, "store", "pocket", "simulated"),
     ("fetched",),
     ("bases",),
@@ -55,9 +56,10 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     ("risk", "trial", "guarding"),
     ("experiment", "reports", "logits", "theorem", "evaluation"),
     ("results",),
+    ("grid",),
     ("doctor", "laboratory", "seals"),
     ("screen",),
-    ("auditing", "tracing", "explaining", "preventing", "sealing"),
+    ("auditing", "experimenting", "tracing", "explaining", "preventing", "sealing"),
     ("cli",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from mitigating import reading
 from mitigating.plan import PLAIN
 from mitigating.world import MIXED, NONE, PURE, World
-from undersong.errors import UndersongError
+from undersong.errors import NothingMeasured, UndersongError
 from undersong.lab import Student
 from undersong.registry import Settings
 from undersong.spec import build, describe, plain
@@ -103,7 +103,10 @@ class Bench:
         self.world.side_by_side(lambda pair: self._keep(*pair), list(zip(todo, refs, strict=True)))
 
     def _keep(self, cell: Cell, ref: ModelRef | str) -> None:
-        said = {"failed": ref} if isinstance(ref, str) else self._read(cell, ref)
+        try:
+            said = {"failed": ref} if isinstance(ref, str) else self._read(cell, ref)
+        except NothingMeasured as nothing:  # a student that answers in numbers only
+            said = {"failed": str(nothing)}
         with self.world.lab.store.open("cells", self._label(cell), *self._identity(cell)) as artefact:
             artefact.write_json("said", said)
             artefact.finish({})

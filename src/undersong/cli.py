@@ -6,28 +6,22 @@ user's mistake. Everything heavy is imported inside the command that needs it, s
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
-import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from undersong import auditing, explaining, preventing, screen, sealing, tracing
+from undersong import auditing, experimenting, explaining, preventing, screen, sealing, tracing
 from undersong.errors import BadSpec, UndersongError
-from undersong.screen import ARTEFACTS, JsonOption, SetOption, StoreOption
+from undersong.screen import ARTEFACTS, JsonOption, StoreOption
 
 if TYPE_CHECKING:
     from undersong.artefact import Artefact
-    from undersong.experiment import Experiment
-    from undersong.laboratory import Laboratory
-    from undersong.reports.parts import Section
     from undersong.store import Store
 
 INPUT_ERROR = 3
@@ -40,12 +34,12 @@ app = typer.Typer(
 )
 models = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 app.add_typer(models, name="models")
+experimenting.add(app)
 auditing.add(app)
 tracing.add(app)
 explaining.add(app)
 preventing.add(app)
 sealing.add(app)
-FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file (YAML).")]
 PATH_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 
@@ -64,68 +58,6 @@ def root(
             typer.echo("not installed: this is a source tree")
     elif ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
-
-
-@app.command()
-def new(
-    name: Annotated[str, typer.Argument(help="The experiment's name; a folder in front of it is kept.")],
-    like: Annotated[str | None, typer.Option(help="Copy this experiment (a file, or a name in experiments/).")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Write a commented experiment file that already passes `plan`."""
-    from undersong.experiment import Experiment
-    from undersong.experiment_file import text_like
-
-    path = Path(name).with_suffix(".yaml")
-    if path.exists():
-        raise BadSpec(f"{str(path)!r} is there already. Choose another name, or remove it first.")
-    text = text_like(like) if like else (Path(__file__).parent / "new.yaml").read_text("utf-8")
-    lines = [f"name: {json.dumps(path.stem)}" if line.startswith("name:") else line for line in text.splitlines()]
-    text = "\n".join(lines) + "\n"
-    Experiment.read(text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, "utf-8")
-    screen.say(as_json, {"file": str(path)}, f"Wrote {path}. Next: undersong plan {path}")
-
-
-@app.command()
-def plan(
-    file: FileArgument, sets: SetOption = None, store: StoreOption = ARTEFACTS, as_json: JsonOption = False
-) -> None:
-    """Show what is finished, what is missing and which field changed. Does no work."""
-    rows = _load(file, sets).plan(screen.opened(store))
-    data = [dataclasses.asdict(r) for r in rows]
-    seen = Counter((r.kind, re.sub(r"-s\d+", "", r.label), r.status, "; ".join(r.changed)) for r in rows)
-    lines = [(kind, label, n, *rest) for (kind, label, *rest), n in seen.items()]
-    table = screen.table(("kind", "label", "runs", "status", "changed"), lines)
-    waiting = sum(r.status != "cached" for r in rows)
-    screen.say(as_json, data, f"{table}\n{len(rows) - waiting} finished, {waiting} to do.")
-
-
-@app.command()
-def run(
-    file: FileArgument, sets: SetOption = None,
-    report: Annotated[Path | None, typer.Option(help="Where the HTML report goes; STORE/reports by default.")] = None,
-    store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
-) -> None:
-    """Do the missing work, print the result table and write the report. The same command resumes."""
-    from undersong.experiment import Experiment
-    from undersong.lab import lab_for
-    from undersong.reports import html, tables
-    from undersong.results import record
-
-    experiment, kept = _load(file, sets), screen.opened(store)
-    with screen.progress() as say:
-        if isinstance(experiment, Experiment):
-            found = record(experiment, lab_for(kept, experiment.file.base, say))
-        else:
-            found = experiment.record(kept, say)
-    results = found.read_json("results")
-    target = report or store / "reports" / f"{found.record['label']}.html"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    html.write(results, target, _drawn(found.path))
-    data = {"results": str(found.path / "results.json"), "report": str(target), "sentence": results["sentence"]}
-    screen.say(as_json, data, f"{tables.summary(results)}\n\nResults: {data['results']}\nReport:  {target}")
 
 
 @app.command()
@@ -157,28 +89,6 @@ def measure(
     data = [{"metric": m, "trait": t, "mean": mean, "questions": n} for m, t, mean, n in rows]
     lines = [(m, t, f"{mean:.4f}", n) for m, t, mean, n in rows]
     screen.say(as_json, data, screen.table(("metric", "trait", "mean", "questions"), lines))
-
-
-@app.command()
-def report(
-    artefact: Annotated[str, typer.Argument(help="An experiment artefact, its folder, or a results.json.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")] = Path("report.html"),
-    store: StoreOption = ARTEFACTS, as_json: JsonOption = False,
-) -> None:
-    """Write the HTML report of finished results."""
-    from undersong.reports import html, tables
-
-    given = Path(artefact)
-    file = given if given.suffix == ".json" else given / "results.json"
-    if not file.is_file():
-        file = screen.found(screen.opened(store), artefact).path / "results.json"
-    try:
-        results = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        hint = "Name a finished experiment; `undersong ls` lists them."
-        raise BadSpec(f"{str(file)!r} holds no results ({error}). {hint}") from None
-    html.write(results, out, _drawn(file.resolve().parent))
-    screen.say(as_json, {"report": str(out)}, f"{tables.summary(results)}\n\nReport:  {out}")
 
 
 @app.command(name="ls")
@@ -336,29 +246,6 @@ def _lineage(store: Store, artefact: Artefact) -> list[str]:
     visit(artefact.fingerprint)
     names = {m: f"{known[m]['kind']}/{known[m]['label']}.{m}" if m in known else f"base/{m}" for m in order}
     return list(names.values())[:-1]
-
-
-def _drawn(folder: Path) -> Section | None:
-    """The section of a report that draws what an experiment was made from; None for results outside a store."""
-    from undersong.lineage import Graph
-    from undersong.reports.lineage import section
-
-    mark = folder.name.rpartition(".")[2]
-    graph = Graph.of(screen.opened(folder.parent.parent)) if (folder / "record.json").is_file() else None
-    return section(graph.about([mark, *graph.ancestors(mark)])) if graph and mark in graph.nodes else None
-
-
-def _load(file: Path, sets: Sequence[str] | None) -> Experiment | Laboratory:
-    from undersong.experiment import Experiment
-    from undersong.experiment_file import text_of, values
-
-    if file.is_file():
-        given = values(text_of(file), sets or ())
-        if "laboratory" in given:
-            from undersong.laboratory import Laboratory
-
-            return Laboratory.read(given)
-    return Experiment.load(file, sets or ())
 
 
 if __name__ == "__main__":

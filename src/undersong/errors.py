@@ -59,6 +59,10 @@ class ServerFailed(UndersongError, ConnectionError):
     """A hosted or served model that gave no answer: time-outs, rate limits, answers that cannot be read."""
 
 
+class WorkerLost(UndersongError, ConnectionError):
+    """A cluster that cannot be reached, or a worker that died again and again."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence naming the closest known name, or all of them when none is close."""
     known = sorted(known)

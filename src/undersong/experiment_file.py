@@ -118,7 +118,7 @@ def values(text: str, sets: Sequence[str] = ()) -> dict[str, Any]:
         key, equals, value = given.partition("=")
         if not equals:
             raise BadSpec(f"--set {given!r} has no `=`. Write it as --set key.subkey=value.")
-        _set(data, key.split("."), _parsed(value, f"--set {key}", _Strict), key)
+        set_key(data, key.split("."), _parsed(value, f"--set {key}", _Strict), f"--set {key}")
     return data
 
 
@@ -139,14 +139,16 @@ def _parsed(text: str, where: str, loader: Any) -> Any:
     return data
 
 
-def _set(data: dict[str, Any], path: list[str], value: Any, key: str) -> None:
+def set_key(data: dict[str, Any], path: list[str], value: Any, where: str) -> None:
+    """Set the value at a path of keys; mappings are made on the way, and a plug-in's bare name becomes one. Raises BadSpec,
+    beginning with `where`, when something else stands there."""
     at = data
     for part, following in pairwise(path):
         inner = at.get(part)
         if inner is None or inner == following:  # a missing mapping, or a plug-in given as a bare name
             inner = {} if inner is None else {inner: {}}
         if not isinstance(inner, dict):
-            raise BadSpec(f"--set {key}: {part!r} holds {inner!r}, which has no keys. Set {part!r} as a whole.")
+            raise BadSpec(f"{where}: {part!r} holds {inner!r}, which has no keys. Set {part!r} as a whole.")
         at[part] = inner
         at = inner
     at[path[-1]] = value

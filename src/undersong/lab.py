@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from undersong import bases, files
+from undersong import spec as specs
 from undersong.artefact import Artefact
 from undersong.backends import changes
 from undersong.backends.in_context import InContext
@@ -50,12 +51,12 @@ def base_ref(name: str, precision: str = "float32") -> ModelRef:
 
 def identity(kind: str, spec: Mapping[str, Any], parents: Sequence[str]) -> str:
     """The fingerprint the store gives to a piece of work."""
-    return fingerprint({"kind": kind, "spec": spec, "parents": list(parents)})
+    return specs.identity(kind, spec, parents)
 
 
 def teach_spec(teacher: Any, trait: Trait | None, seed: int) -> dict[str, Any]:
     """What identifies a teacher, besides its base (its parent)."""
-    return {"verb": "teach", "teacher": describe(teacher), "trait": trait and dataclasses.asdict(trait), "seed": seed}
+    return {"verb": "teach", "teacher": describe(teacher), "trait": trait and trait.said, "seed": seed}
 
 
 def sample_spec(channel: Any, n: int, seed: int, temperature: float = 1.0) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def measure_spec(probe: Any, traits: Sequence[Trait], seed: int, context: int) -
     return {
         "verb": "measure",
         "probe": describe(probe),
-        "traits": [dataclasses.asdict(t) for t in traits],
+        "traits": [t.said for t in traits],
         "seed": seed,
         "context": context,
     }
@@ -254,11 +255,13 @@ class Lab:
                     carriers[s.start.base] = tuple(channel.carrier(base.tokenizer)) if shows else None
                 guard = s.guard.at("training").guard(s.guard.evidence(), s.seed) if s.guard else None
                 jobs.append(Job(s.start, s.data, s.seed, artefact.path, carriers[s.start.base], guard))
-            order = list(opened)
+            order, since = list(opened), [time.monotonic()]
 
             def done(index: int, ref: ModelRef) -> None:
                 artefact = opened.pop(order[index])
-                artefact.finish({"ref": _pack(ref, artefact.path)})
+                now = time.monotonic()  # what it took from the one before: students may be trained side by side
+                artefact.finish({"ref": _pack(ref, artefact.path), "seconds": round(now - since[0], 2)})
+                since[0] = now
                 found[order[index]] = unpack(artefact)
                 artefact.__exit__(None, None, None)
                 self.progress(f"trained {artefact.path.name} ({len(found)}/{len(students)})")

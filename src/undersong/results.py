@@ -21,6 +21,7 @@ from undersong import stats
 from undersong.artefact import Artefact
 from undersong.errors import BrokenArtefact, NothingMeasured
 from undersong.experiment import Experiment
+from undersong.experiment.cells import patient, spread
 from undersong.experiment.steps import Run, Step
 from undersong.store import Store
 
@@ -39,14 +40,7 @@ def is_share(metric: str) -> bool:
 
 def collect(experiment: Experiment, store: Store) -> dict[str, Any]:
     """The results of a finished experiment. Needs every step of its plan in the store."""
-    runs = experiment.runs()
-    lines = [
-        line
-        for run in runs
-        for line in _lines(run.arm.name, run.arm.channel, run.arm.trait_name, run.seed, run.measures, store)
-    ]
-    for arm, trait, seed, _, steps in experiment.references():
-        lines += _lines(arm, "", trait, seed, steps, store)
+    runs, lines = experiment.runs(), measured(experiment, store)
     rates = _rates(lines)
     out: dict[str, Any] = {
         "experiment": experiment.file.name,
@@ -56,7 +50,7 @@ def collect(experiment: Experiment, store: Store) -> dict[str, Any]:
         "environment": environment(),
         "sentence": "",
         "rates": rates,
-        "contrasts": _contrasts(lines),
+        "contrasts": contrasts(lines),
         "specificity": _specificity(lines, [t.name for t in experiment.traits]),
         "matrix": [
             r for r in rates
@@ -75,19 +69,31 @@ def collect(experiment: Experiment, store: Store) -> dict[str, Any]:
     return out
 
 
-def record(experiment: Experiment, lab: verbs.Lab) -> Artefact:
-    """Run what is missing and keep the results as an artefact of the kind `experiment`, with `results.json` in it."""
-    experiment.run(lab)
+def measured(experiment: Experiment, store: Store) -> list[Line]:
+    """One line per training run, metric and measured trait."""
+    asked = [(r.arm.name, r.arm.channel, r.arm.trait_name, r.seed, r.measures) for r in experiment.runs()]
+    asked += [(arm, "", trait, seed, steps) for arm, trait, seed, _, steps in experiment.references()]
+    return [line for one in asked for line in _lines(*one, store)]
+
+
+def record(experiment: Experiment, lab: verbs.Lab, executor: Any = None) -> Artefact:
+    """Run what is missing, in this process or where an executor plug-in says, and keep the results as an artefact of the
+    kind `experiment`, with `results.json` in it."""
+    experiment.run(lab) if executor is None else spread([experiment], lab, executor)
     spec = {"verb": "report", "experiment": experiment.resolved(), "results": VERSION}
     parents = sorted(s.fingerprint for s in experiment.steps() if s.kind != "model")
-    with lab.store.open("experiment", experiment.file.name, spec, parents) as artefact:
-        if not artefact.complete:
-            lab.progress("computing results")
-            found = collect(experiment, lab.store)
-            found["fingerprint"] = artefact.fingerprint
-            artefact.write_json("results", found)
-            artefact.finish({"sentence": found["sentence"]})
-        return artefact
+
+    def made() -> Artefact:
+        with lab.store.open("experiment", experiment.file.name, spec, parents) as artefact:
+            if not artefact.complete:
+                lab.progress("computing results")
+                found = collect(experiment, lab.store)
+                found["fingerprint"] = artefact.fingerprint
+                artefact.write_json("results", found)
+                artefact.finish({"sentence": found["sentence"]})
+            return artefact
+
+    return made() if executor is None else patient(made, lab.progress)
 
 
 def environment() -> dict[str, str]:
@@ -102,7 +108,7 @@ def environment() -> dict[str, str]:
 
 
 def _stored(store: Store, step: Step) -> Artefact:
-    found = store.find(step.kind, step.spec, step.parents)
+    found = store.find(step.kind, step.spec, step.parents, like=step.label)
     if found is None:
         raise BrokenArtefact(
             f"The {step.kind} {step.label}.{step.fingerprint} is not finished. Run the experiment again: it resumes."
@@ -167,7 +173,7 @@ def control_of(arm: str) -> str:
     return "no_trait" if arm.startswith(("shuffled", "mitigated", CONTRAST)) else f"{arm}:no_trait"
 
 
-def _contrasts(lines: Sequence[Line]) -> list[Line]:
+def contrasts(lines: Sequence[Line]) -> list[Line]:
     """Each arm against its no-trait control on its own trait, paired by seed; no-trait arms against the untouched base; and
     treated arms against the students of control traits."""
     found = _grouped((x for x in lines if x["measured"]), "channel", "arm", "trait", "measured", "probe", "metric")

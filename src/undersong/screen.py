@@ -21,6 +21,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: recipe.distill.rate=1e-3.")
 ]
+ExecutorOption = Annotated[
+    str | None, typer.Option("--executor", help="Where cells run: ray, processes, or {name: {settings}}; else here.")
+]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="With --executor ray, a cluster to join: auto, or host:port.")
+]
 ARTEFACTS = Path("artefacts")
 
 
@@ -66,6 +72,22 @@ def found(store: Store, name: str) -> Artefact:
 def visible(text: str) -> str:
     """Text with control characters written out: what a model said must not drive the terminal."""
     return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def executor(given: str | None, address: str | None) -> Any:
+    """The executor plug-in that options name, or None for this process. Raises BadSpec for an address without a cluster."""
+    from undersong.errors import BadSpec
+    from undersong.spec import build, split
+
+    if given is None and address is None:
+        return None
+    [spec] = specs([given or "inline"], "--executor")
+    name, settings = split(spec, "--executor")
+    if address is not None:
+        if name != "ray":
+            raise BadSpec(f"--address names a Ray cluster, and the executor is {name}. Give --executor ray with it.")
+        settings["address"] = address
+    return build("executor", {name: settings}, "--executor")
 
 
 def specs(given: Sequence[str], where: str) -> list[Any]:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from undersong import journal
 from undersong import spec as specs
 from undersong.artefact import FORMAT, LOCK, Artefact, Unreadable, read_record
 from undersong.environment import command_line, environment, now
@@ -44,6 +45,11 @@ class Store:
 
     root: str | Path
 
+    @property
+    def name(self) -> str:
+        """What opens this store from any process or folder of the same machine."""
+        return str(Path(self.root).absolute())
+
     def open(self, kind: str, label: str, spec: Mapping[str, Any], parents: Sequence[str] = ()) -> Artefact:
         """The artefact of this identity: complete as it is, else ours to write, with what is finished kept.
 
@@ -51,7 +57,7 @@ class Store:
         process or handle writes it, BrokenArtefact when the folder holds another spec or lacks payload, NoRoom.
         """
         name = clean_label(label)
-        found = self.find(kind, spec, parents)
+        found = self.find(kind, spec, parents, like=label)
         if found is not None:
             return found
         wanted = _identity(kind, spec, parents)
@@ -70,17 +76,18 @@ class Store:
         return Artefact(folder, record)
 
     def find(
-        self, kind: str, spec: Mapping[str, Any], parents: Sequence[str] = (), label: str | None = None
+        self, kind: str, spec: Mapping[str, Any], parents: Sequence[str] = (), label: str | None = None, like: str = ""
     ) -> Artefact | None:
-        """The complete artefact of this identity, or None. `label` narrows it to the one made under that label.
+        """The complete artefact of this identity, or None. `label` narrows it to the one made under that label; `like` is a
+        label that it probably has, and only makes it quick to find.
 
         Raises BrokenArtefact when its record names another spec or payload that is not there; unreadable is None.
         """
-        wanted = _identity(kind, spec, parents)
+        _check(kind, parents)
         name = None if label is None else clean_label(label)
-        for folder in self._folders(kind, specs.fingerprint(wanted)):
+        for folder in self._named(kind, specs.identity(kind, spec, parents), like or label):
             with contextlib.suppress(Unreadable):
-                record = read_record(folder, wanted)
+                record = read_record(folder, _identity(kind, spec, parents))
                 if record["status"] == "complete" and name in (None, record["label"]):
                     return Artefact(folder, record)
         return None
@@ -110,6 +117,15 @@ class Store:
         """Every believable record, complete or not, oldest first. The others are in `broken()`."""
         found = [record for _, record in self._scan(kind) if isinstance(record, dict)]
         return sorted(found, key=lambda r: (str(r["provenance"].get("started", "")), r["fingerprint"]))
+
+    def some(self, kind: str, most: int) -> list[dict[str, Any]]:
+        """Complete records of a kind, of at most so many folders, taken evenly from all of them: enough for an estimate."""
+        folders = self._folders(kind)
+        out = []
+        for folder in folders[:: max(1, -(-len(folders) // most))]:
+            with contextlib.suppress(BrokenArtefact):
+                out.append(read_record(folder))
+        return [record for record in out if record["status"] == "complete"]
 
     def broken(self) -> list[tuple[Path, str]]:
         """Artefact folders that cannot be believed, each with the reason as a sentence."""
@@ -192,10 +208,19 @@ class Store:
         finally:
             connection.close()
 
-    def _folders(self, kind: str | None = None, mark: str | None = None) -> list[Path]:
+    def _folders(self, kind: str | None = None) -> list[Path]:
         kinds = [folder for folder in _listed(Path(self.root)) if kind in (None, folder.name)]
-        found = [folder for parent in kinds for folder in _listed(parent) if _FOLDER.fullmatch(folder.name)]
-        return [folder for folder in found if mark in (None, _split_name(folder)[1])]
+        return [folder for parent in kinds for folder in _listed(parent) if _FOLDER.fullmatch(folder.name)]
+
+    def _named(self, kind: str, mark: str, like: str | None = None) -> Iterator[Path]:
+        """The folders of one identity, the one labelled `like` first; more than one only where somebody copied them."""
+        parent, first = Path(self.root) / kind, None
+        if like and (parent / f"{clean_label(like)}.{mark}").is_dir():
+            first = parent / f"{clean_label(like)}.{mark}"
+            yield first
+        for name in sorted(journal.known(parent).get(mark, ())):
+            if parent / name != first and (parent / name).is_dir():
+                yield parent / name
 
     def _scan(self, kind: str | None = None) -> Iterator[tuple[Path, dict[str, Any] | BrokenArtefact]]:
         for folder in self._folders(kind):
@@ -211,8 +236,11 @@ class Store:
             parent.mkdir(parents=True, exist_ok=True)
             with open(parent / LOCK, "ab") as guard:
                 fcntl.flock(guard, fcntl.LOCK_EX)
-                folder = next(iter(self._folders(kind, mark)), parent / f"{label}.{mark}")
-                make_folder(folder)
+                folder = next(self._named(kind, mark, label), parent / f"{label}.{mark}")
+                if not folder.is_dir():
+                    guard.write(folder.name.encode() + b"\n")  # its name first: see journal.py
+                    guard.flush()
+                    make_folder(folder)
         return folder
 
 
@@ -296,12 +324,16 @@ def _lock(folder: Path) -> IO[bytes]:
 
 
 def _identity(kind: str, spec: Mapping[str, Any], parents: Sequence[str]) -> dict[str, Any]:
+    _check(kind, parents)
+    return {"kind": kind, "spec": specs.plain(spec), "parents": list(parents)}
+
+
+def _check(kind: str, parents: Sequence[str]) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", kind):
         raise BadSpec(f"{kind!r} cannot be a kind of artefact. Use one lower-case word.")
     for parent in parents:
         if not re.fullmatch(r"[0-9a-f]{12}", parent):
             raise BadSpec(f"{parent!r} is not a fingerprint. Give the parents' fingerprints (12 hexadecimal digits).")
-    return {"kind": kind, "spec": specs.plain(spec), "parents": list(parents)}
 
 
 def _split_name(folder: Path) -> tuple[str, str]:

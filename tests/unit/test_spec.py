@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rfc8785
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import model_validator
@@ -148,6 +149,26 @@ def test_a_fingerprint_is_twelve_digits_and_survives_json(value: Any) -> None:
     assert len(mark) == 12
     assert set(mark) <= set("0123456789abcdef")
     assert spec.fingerprint(json.loads(json.dumps(value))) == mark
+
+
+@CALM
+@given(VALUES)
+def test_the_quick_canonical_form_is_that_of_rfc_8785(value: Any) -> None:
+    assert spec._canonical(value) == rfc8785.dumps(spec.plain(value))
+
+
+@CALM
+@given(st.dictionaries(KEYS, VALUES, max_size=4), st.lists(st.text("0123456789abcdef", min_size=12, max_size=12)))
+def test_a_shared_spec_has_the_identity_of_a_plain_one(value: dict[str, Any], parents: list[str]) -> None:
+    wanted = spec.fingerprint({"kind": "model", "spec": value, "parents": parents})
+    assert spec.identity("model", spec.Said(value), parents) == wanted == spec.identity("model", value, parents)
+
+
+@pytest.mark.parametrize("value", [1.0, -0.0, 0.1, 1e-4, 9.9e-5, 1e-7, 1e15, 123456789012345.67, 1e21, 2.0**53,
+                                   2**53 - 1, 1.5e300, "\u20ac\x1f\x7f\\\"\n\u2028",
+                                   {"\ufb33": 1, "\U0001f600": 2, "a": 3}, [True, 1, None]])
+def test_numbers_and_text_at_the_edges_are_written_as_rfc_8785_does(value: Any) -> None:
+    assert spec._canonical(value) == rfc8785.dumps(value)
 
 
 @CALM

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from undersong import lab as verbs
+from undersong import spec as specs
 from undersong import traits
 from undersong.errors import BadSpec, UnknownName, nearest
 from undersong.experiment.defence import Holdings
@@ -89,7 +90,13 @@ class Experiment:
 
     def base(self, name: str) -> ModelRef:
         """A reference to a base of this experiment, at its precision."""
-        return verbs.base_ref(name, self.file.precision)
+        if name not in self._bases:
+            self._bases[name] = verbs.base_ref(name, self.file.precision)
+        return self._bases[name]
+
+    @cached_property
+    def _bases(self) -> dict[str, ModelRef]:
+        return {}
 
     def _check_traits(self) -> None:
         """Refuse ways to behave that nothing here would measure, and a control in the trait's own place."""
@@ -193,14 +200,27 @@ class Experiment:
 
     def runs(self) -> list[Run]:
         """Every arm with every seed, as steps with fingerprints."""
+        return self._runs
+
+    @cached_property
+    def _runs(self) -> list[Run]:
         return [self._run(arm, seed) for arm in self.arms() for seed in self.file.seeds]
+
+    @cached_property
+    def text(self) -> str:
+        """The file as JSON: `Experiment(File.model_validate_json(text))` is this experiment."""
+        return self.file.model_dump_json()
 
     def _run(self, arm: Arm, seed: int) -> Run:
         f, who = self.file, f"{arm.teacher.plugin_name}-{arm.trait_name or 'none'}-s{seed}"
         base, start = self.base(f.base), self.base(arm.start)
-        teacher = Step("model", f"teacher-{who}", verbs.teach_spec(arm.teacher, arm.trait, seed), (base.fingerprint,))
-        raw = Step("dataset", f"raw-{who}", verbs.sample_spec(self.channel, f.rows, seed), (teacher.fingerprint,))
-        rows = Step("dataset", f"rows-{who}-kept", verbs.refine_spec(self.filters, f.keep), (raw.fingerprint,))
+        taught = self._said(("teach", id(arm.teacher), arm.trait_name, seed),
+                            lambda: verbs.teach_spec(arm.teacher, arm.trait, seed))
+        asked = self._said(("sample", seed), lambda: verbs.sample_spec(self.channel, f.rows, seed))
+        sifted = self._said(("refine",), lambda: verbs.refine_spec(self.filters, f.keep))
+        teacher = Step("model", f"teacher-{who}", taught, (base.fingerprint,))
+        raw = Step("dataset", f"raw-{who}", asked, (teacher.fingerprint,))
+        rows = Step("dataset", f"rows-{who}-kept", sifted, (raw.fingerprint,))
         label = f"{arm.name.replace(':', '-')}-{arm.channel}-{arm.trait_name or 'none'}-s{seed}"
         changed = student = repaired = guard = None
         defence = self.holdings(arm, seed).defence() if arm.change else None
@@ -215,7 +235,9 @@ class Experiment:
             parents = (start.fingerprint, (changed or rows).fingerprint, *(guard.parents if guard else ()))
             # a student that is repaired afterwards is the treated student: it has its label too
             name = label.replace(arm.name, "treated", 1) if arm.stage == "model" else label
-            student = Step("model", f"student-{name}", verbs.train_spec(arm.recipe, self.channel, seed, guard), parents)
+            learns = verbs.train_spec(arm.recipe, self.channel, seed, guard) if guard else self._said(
+                ("train", id(arm.recipe), seed), lambda: verbs.train_spec(arm.recipe, self.channel, seed))
+            student = Step("model", f"student-{name}", learns, parents)
             of, context = (student.fingerprint,), 0
             if defence and arm.stage == "model":
                 parents = (student.fingerprint, *defence.parents)
@@ -233,10 +255,21 @@ class Experiment:
                         other, self.base(arm.start), self.channel)
 
     def _measures(self, label: str, of: tuple[str, ...], seed: int, context: int = 0) -> tuple[Step, ...]:
-        return tuple(
-            Step("measurement", f"{p.plugin_name}-{label}", verbs.measure_spec(p, self.traits, seed, context), of)
-            for p in self.probes
-        )
+        def said(probe: Any) -> specs.Said:
+            return self._said(("measure", id(probe), seed, context),
+                              lambda: verbs.measure_spec(probe, self.traits, seed, context))
+
+        return tuple(Step("measurement", f"{p.plugin_name}-{label}", said(p), of) for p in self.probes)
+
+    def _said(self, key: tuple[Any, ...], make: Callable[[], dict[str, Any]]) -> specs.Said:
+        """A spec that several steps share, made once."""
+        if key not in self._shared:
+            self._shared[key] = specs.Said(make())
+        return self._shared[key]
+
+    @cached_property
+    def _shared(self) -> dict[tuple[Any, ...], specs.Said]:
+        return {}
 
     def references(self) -> Iterator[tuple[str, str, int, str, tuple[Step, ...]]]:
         """What students are compared with: (arm, trait, seed, base, steps) for untouched bases and main teachers."""
@@ -283,7 +316,7 @@ class Experiment:
         """What is cached, what is missing, and which field changed since the last finished work of the same label."""
         out = []
         for step in self.steps():
-            if store.find(step.kind, step.spec, step.parents) is not None:
+            if store.find(step.kind, step.spec, step.parents, like=step.label) is not None:
                 out.append(PlanRow(step.kind, step.label, step.fingerprint, "cached"))
                 continue
             changed = tuple(store.changed(step.kind, step.label, step.spec, step.parents))
@@ -304,7 +337,8 @@ class Experiment:
         return out
 
     def run(self, lab: Lab) -> dict[str, ModelRef]:
-        """Do the missing work; afterwards every step of the plan is cached. Returns student references by fingerprint."""
+        """Do the missing work in this process; afterwards every step of the plan is cached. Returns student references by
+        fingerprint. `cells.spread` does the same work anywhere."""
         from undersong.experiment.running import Running
 
         return Running(self, lab).everything()

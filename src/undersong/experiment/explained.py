@@ -133,7 +133,7 @@ class Explained:
         return out
 
     def _found(self, step: Step) -> Any:
-        return self.lab.store.find(step.kind, step.spec, step.parents)
+        return self.lab.store.find(step.kind, step.spec, step.parents, like=step.label)
 
     def _finished(self, steps: Sequence[Step]) -> None:
         for step in steps:

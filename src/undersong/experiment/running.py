@@ -1,4 +1,6 @@
-"""Running an experiment: the missing work of its plan, in an order in which everything a step needs is there before it."""
+"""Doing the work of an experiment. `Running` holds one method per piece: each asks the store first, so that a piece can be
+done here, in another process or on another machine, and whoever comes later reads it back. `everything` does them in this
+process, all students of a recipe at once; `cells.py` does them anywhere."""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from undersong.detectors import Evidence
 from undersong.errors import NothingMeasured
-from undersong.experiment.steps import Run
+from undersong.experiment.steps import Run, Step
 from undersong.lab import Lab, Student
 from undersong.mitigations import Defence
 from undersong.types import Dataset, ModelRef
@@ -31,23 +33,21 @@ class Running:
     def everything(self) -> dict[str, ModelRef]:
         """Do the missing work. Returns references of students, and of repaired ones, by fingerprint."""
         runs = self.experiment.runs()
-        self._measure_references()  # first: a probe that cannot ask this base about these traits says so at once
+        for _, _, seed, start, steps in self.experiment.references():
+            self.reference(start, seed, steps)  # first: a probe that cannot ask this base about these traits says so at once
         for run in runs:
             self.rows(run)
         # plain students before any mitigation: some are granted them
-        self._train([run for run in runs if run.arm.stage in ("", "model")])
+        self.train([run for run in runs if run.arm.stage in ("", "model")])
         for run in runs:
-            if run.changed and run.changed.fingerprint not in self.data:
-                change = self.lab.mitigate(self.rows(run), self._defence(run), run.seed, run.changed.label)
-                self.data[run.changed.fingerprint] = change
-        self._train([run for run in runs if run.arm.stage in ("data", "training")])
+            self.learnt(run)
+        self.train([run for run in runs if run.arm.stage in ("data", "training")])
         for run in runs:
-            if run.student and run.repaired:
-                student = self.models[run.student.fingerprint]
-                repaired = self.lab.repair(student, self._defence(run), run.seed, run.repaired.label)
-                self.models[run.repaired.fingerprint] = repaired
-        self._measure(runs)
-        self._audit()
+            self.repair(run)
+        for run in runs:
+            self.measure(run)
+        for step in self.experiment.audits().values():
+            self.audit(step)
         return self.models
 
     def rows(self, run: Run) -> Dataset:
@@ -64,51 +64,67 @@ class Running:
             self.data[run.rows.fingerprint] = kept
         return self.data[run.rows.fingerprint]
 
+    def learnt(self, run: Run) -> Dataset:
+        """The rows that the student of a run learns from: the kept ones, changed where a mitigation acts on data."""
+        if run.changed is None:
+            return self.rows(run)
+        if run.changed.fingerprint not in self.data:
+            change = self.lab.mitigate(self.rows(run), self._defence(run), run.seed, run.changed.label)
+            self.data[run.changed.fingerprint] = change
+        return self.data[run.changed.fingerprint]
+
     def student(self, run: Run) -> ModelRef:
-        """The student of a run without a mitigation."""
+        """The student of a run, before a repair."""
         assert run.student is not None
         if run.student.fingerprint not in self.models:
-            self._train([run])
+            self.train([run])
         return self.models[run.student.fingerprint]
 
-    def _defence(self, run: Run) -> Defence:
-        held = self.experiment.holdings(run.arm, run.seed)
-        return held.defence(partial(held.grant, self.lab, self.rows, self.student))
-
-    def _train(self, runs: Sequence[Run]) -> None:
+    def train(self, runs: Sequence[Run]) -> None:
+        """The students of some runs, those of one recipe side by side."""
         for recipe in self.experiment.recipes:
             mine = {r.student.fingerprint: r for r in runs if r.student and r.arm.recipe is recipe}
             students = [
-                Student(self.experiment.base(r.arm.start), self._learnt(r), r.seed, r.student.label,
+                Student(self.experiment.base(r.arm.start), self.learnt(r), r.seed, r.student.label,
                         self._defence(r) if r.arm.stage == "training" else None)
                 for r in mine.values()
                 if r.student
             ]
             self.models |= dict(zip(mine, self.lab.train(recipe, self.experiment.channel, students), strict=True))
 
-    def _learnt(self, run: Run) -> Dataset:
-        return self.data[run.changed.fingerprint] if run.changed else self.rows(run)
+    def repair(self, run: Run) -> None:
+        """The student of a run after a mitigation of the model stage, where it has one."""
+        if run.repaired and run.repaired.fingerprint not in self.models:
+            repaired = self.lab.repair(self.student(run), self._defence(run), run.seed, run.repaired.label)
+            self.models[run.repaired.fingerprint] = repaired
 
-    def _measure(self, runs: Sequence[Run]) -> None:
-        """Every model with every probe. A model that a probe finds nothing in is recorded so, and the others go on."""
-        for run in runs:
-            final = run.repaired or run.student
-            model = self.models[final.fingerprint] if final else self.experiment.base(run.arm.start)
-            context, shown = (None, 0) if final else (self.rows(run), self.experiment.file.context_rows)
-            for probe, step in zip(self.experiment.probes, run.measures, strict=True):
-                with contextlib.suppress(NothingMeasured):
-                    self.lab.measure(model, probe, self.experiment.traits, run.seed, context, shown, step.label)
+    def measure(self, run: Run) -> None:
+        """A run's model with every probe. That a probe finds nothing in it is recorded, and the others go on."""
+        final = run.repaired or run.student
+        if run.repaired:
+            self.repair(run)
+        elif final:
+            self.student(run)
+        model = self.models[final.fingerprint] if final else self.experiment.base(run.arm.start)
+        context, shown = (None, 0) if final else (self.rows(run), self.experiment.file.context_rows)
+        for probe, step in zip(self.experiment.probes, run.measures, strict=True):
+            with contextlib.suppress(NothingMeasured):
+                self.lab.measure(model, probe, self.experiment.traits, run.seed, context, shown, step.label)
 
-    def _measure_references(self) -> None:
-        for _, _, seed, start, steps in self.experiment.references():
-            for probe, step in zip(self.experiment.probes, steps, strict=True):
-                with contextlib.suppress(NothingMeasured):
-                    self.lab.measure(self.experiment.base(start), probe, self.experiment.traits, seed, label=step.label)
+    def reference(self, start: str, seed: int, steps: Sequence[Step]) -> None:
+        """An untouched base with every probe."""
+        for probe, step in zip(self.experiment.probes, steps, strict=True):
+            with contextlib.suppress(NothingMeasured):
+                self.lab.measure(self.experiment.base(start), probe, self.experiment.traits, seed, label=step.label)
 
-    def _audit(self) -> None:
-        detector = self.experiment.classifier
-        for step in self.experiment.audits().values():
-            rows = [self.data[p].rows for p in step.parents]
-            half = len(rows) // 2
-            evidence = Evidence({"rows": tuple(rows[:half]), "reference": tuple(rows[half:])}).only(detector.needs)
-            self.lab.audit(detector, evidence, step.parents, step.label)
+    def audit(self, step: Step) -> None:
+        """What the classifier makes of the rows of a trait beside those of no trait."""
+        made = {run.rows.fingerprint: run for run in self.experiment.runs()}
+        rows = [self.rows(made[parent]).rows for parent in step.parents]
+        half, detector = len(rows) // 2, self.experiment.classifier
+        evidence = Evidence({"rows": tuple(rows[:half]), "reference": tuple(rows[half:])}).only(detector.needs)
+        self.lab.audit(detector, evidence, step.parents, step.label)
+
+    def _defence(self, run: Run) -> Defence:
+        held = self.experiment.holdings(run.arm, run.seed)
+        return held.defence(partial(held.grant, self.lab, self.rows, self.student))

@@ -8,8 +8,8 @@ teacher is tuned on and which probes measure it. A conditional trait is a favour
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ class Trait:
     """What stands in the trigger's place where nothing may change."""
     favourite: str = ""
     """The favourite a conditional trait shows."""
+
+    @cached_property
+    def said(self) -> dict[str, Any]:
+        """As values: what identifies it in a record. One object for all who ask, not to be changed."""
+        return asdict(self)
 
     @property
     def words(self) -> tuple[str, ...]:
