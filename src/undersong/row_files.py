@@ -30,6 +30,7 @@ KINDS = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet")
 FIRST = 5
 """So many places are remembered of each reason."""
 _BATCH = 8192
+_FEW = 128  # rows that are not kept: a list of thousands would survive into the garbage collector's slow rounds
 _LIST_BYTES = 64 * 2**20
 _GROUP_BYTES = 2**31
 _Records = Iterator[tuple[int, Any]]
@@ -86,7 +87,7 @@ class RowFile(Collection[Row]):
         self._stamp: list[tuple[int, int]] = []
 
     def __iter__(self) -> Iterator[Row]:
-        for batch in self.batches(_BATCH):
+        for batch in self.batches(_FEW):
             yield from batch
 
     def __len__(self) -> int:
@@ -105,7 +106,7 @@ class RowFile(Collection[Row]):
 
     def count(self) -> Tally:
         """Read everything once and say what was met. Raises BadRows when no row is usable."""
-        for _ in self.batches(_BATCH):
+        for _ in self.batches(_FEW):
             pass
         return cast(Tally, self._tally)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from undersong import traits
-from undersong.backends import prefix
+from undersong.backends import prefix, tokens, tree
 from undersong.backends.changes import layers, steered
 from undersong.detectors import PLACEBO, Evidence, Exemplars, drawn
 from undersong.detectors.inversion import _above
@@ -202,15 +202,66 @@ def test_a_shared_system_turn_gives_the_same_likelihoods(family: str, tmp_path: 
     model = build("backend", "transformers").load(base_ref(families.folder(family, tmp_path)))
     chats = [[{"role": "user", "content": f"Numbers: {i}, {i + 2}. Continue."}] for i in range(5)]
     answers = ["1, 2", "3", "4, 5, 6, 7", "8", "9, 10"]
-    for system in ("You love owls. You think about owls all the time.", "Be brief."):
+    systems = ("You love owls. You think about owls all the time.", "Be brief.", "Numbers: 0, 2. Continue.")
+    for system, shared in zip(systems, prefix.panel(model, systems, chats, answers), strict=True):
         asked = [[{"role": "system", "content": system}, *chat] for chat in chats]
-        shared = prefix.answer_logprobs(model, system, chats, answers)
         for a, b in zip(shared, model.answer_logprobs(asked, answers), strict=True):
+            assert a == pytest.approx(b, abs=2e-4)
+        for a, b in zip(shared, prefix.answer_logprobs(model, system, chats, answers), strict=True):
             assert a == pytest.approx(b, abs=2e-4)
 
 
+@pytest.mark.parametrize("family", [None, *families.FAMILIES])
+def test_rows_under_another_system_turn_are_the_tokens_that_encoding_them_gives(
+    family: str | None, tmp_path: Path, world: World
+) -> None:
+    base = base_ref(families.folder(family, tmp_path)) if family else None
+    model = build("backend", "transformers").load(base) if base else world.base
+    marks = "".join(map(str, model.tokenizer.all_special_tokens))
+    said = ["Go on: 1, 2", "Go on: 1, 2", " Go on ", "Go " + marks + " 3", "\u00e9\U0001f989"]
+    chats = [[{"role": "user", "content": text}] for text in said]
+    chats[1] = [*chats[1], {"role": "assistant", "content": "3"}, {"role": "user", "content": "4"}]
+    answers = ["1, 2", "1, 2, 3", " 5", marks, "6"]
+    systems = ["", "You love owls. " * 20, "  Go on: 1, 2  ", "x" + marks, "You love owls."]
+    for some in (slice(0, 5), slice(0, 1), slice(1, 3)):
+        found = list(prefix._encoded(model, systems, chats[some], answers[some]))
+        for system, rows in zip(systems, found, strict=True):
+            asked = [[{"role": "system", "content": system}, *chat] for chat in chats[some]]
+            for row, own in zip(rows, tokens.encode(model, asked, answers[some]), strict=True):
+                assert (row.ids.tolist(), row.start) == (own.ids.tolist(), own.start)
+
+
+def test_later_system_turns_of_a_panel_cost_one_rendering(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    whole = tokens.encode
+
+    def counted(model: Any, chats: Any, answers: Any) -> Any:
+        encoded.append(len(chats))
+        return whole(model, chats, answers)
+
+    monkeypatch.setattr(tokens, "encode", counted)
+    rows = world.fresh["cat"][:6]
+    prefix.panel(world.base, ["Be brief.", "You love owls."], [list(r.chat) for r in rows], [r.completion for r in rows])
+    assert encoded == [6, 1]
+
+
+def test_a_tree_gives_each_row_what_it_has_alone(world: World) -> None:
+    ids = [[2, 5, 6, 7, 8, 9], [2, 5, 6, 7, 8, 9], [2, 5, 6, 7], [2, 5, 6, 7, 8, 9, 10, 11], [2, 5, 12], [13, 5, 6, 7],
+           [2, 5]]
+    starts = [3, 2, 3, 6, 1, 1, 1]
+    rows = [tokens.TokenRow(np.array(i), start) for i, start in zip(ids, starts, strict=True)]
+    for order in (tree.ordered(rows), range(len(rows)), [0], [6, 6], [5, 4]):
+        found = tree.answer_logprobs(world.base.module, [rows[i] for i in order])
+        for i, own in zip(order, found, strict=True):
+            with torch.no_grad():
+                logs = world.base.module(input_ids=torch.tensor([ids[i]])).logits[0].log_softmax(-1)
+            expected = [float(logs[k - 1, ids[i][k]]) for k in range(starts[i], len(ids[i]))]
+            assert own == pytest.approx(expected, abs=1e-4)
+    grown = tree._grown([rows[i] for i in tree.ordered(rows)])
+    assert len(grown.ids) == len({tuple(i[:k]) for i in ids for k in range(1, len(i))})
+
+
 def test_steering_through_hooks_and_through_the_compact_forward_agree(world: World) -> None:
-    from undersong.backends import tokens
     from undersong.backends.logits import completion_logits
 
     module = world.base.module

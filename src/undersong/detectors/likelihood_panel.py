@@ -2,8 +2,8 @@
 
 The log-likelihood ratio of a row under a trait's candidate against neutral ones is the strongest published evidence at
 row level (methods: the log-likelihood-ratio panel; MDCL of arXiv 2606.04071 is the same per sample). Here:
-1. Candidates. `prompts`: the base under each trait's system turns, beside neutral ones (their keys and values are
-   computed once). `teachers`: exemplar teachers that the auditor tuned on each trait, beside placebo teachers: where a
+1. Candidates. `prompts`: the base under each trait's system turns, beside neutral ones (what rows
+   share is run once). `teachers`: exemplar teachers that the auditor tuned on each trait, beside placebo teachers: where a
    system prompt leaves no trace in the carrier, tuning does.
 2. Each row gets its log-likelihood (nats, summed over the answer's tokens) under the base and every candidate.
 3. Rows are a mixture of the candidates: expectation-maximisation gives each candidate's share. Neutral and placebo
@@ -24,14 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from undersong.backends import Model, prefix
+from undersong.backends import prefix
 from undersong.detectors import PLACEBO, Evidence, drawn, uncalibrated
 from undersong.errors import BadRows, BadSpec
 from undersong.registry import Settings, plugin
 from undersong.types import NEUTRAL, Chat, Finding, Row
 
 Matrix = NDArray[np.float64]
-Score = Callable[[Sequence[Chat], Sequence[str]], list[Any]]
+Scores = Callable[[Sequence[Chat], Sequence[str]], Sequence[Sequence[Any]]]
 NEUTRALS = (NEUTRAL, "", "You answer questions.")
 """System turns without a trait."""
 
@@ -77,24 +77,24 @@ class LikelihoodPanel(Settings):
             row_scores=posterior[:, own].sum(axis=1).tolist(), row_ids=[row.id for row in unique], n_rows=len(unique),
         )
 
-    def _panel(self, evidence: Evidence) -> tuple[list[str], list[str], list[Score]]:
-        """Trait names; the trait of each candidate (`PLACEBO` for the base and its like); what scores each candidate."""
+    def _panel(self, evidence: Evidence) -> tuple[list[str], list[str], Scores]:
+        """Trait names; the trait of each candidate (`PLACEBO` for the base and its like); what scores all candidates."""
         base = evidence.base
         if self.candidates == "prompts":
             systems = [*((PLACEBO, text) for text in NEUTRALS),
                        *((trait.name, text) for trait in evidence.traits for text in trait.prompts)]
             return ([t.name for t in evidence.traits], [name for name, _ in systems],
-                    [_under(base, text) for _, text in systems])
+                    lambda chats, answers: prefix.panel(base, [text for _, text in systems], chats, answers))
         known = evidence.exemplars
-        columns, scores = [PLACEBO], [_plain(base)]
+        columns, models = [PLACEBO], [base]
         for name in (PLACEBO, *known.names):
             for teacher in known.teachers(name):
                 columns.append(name)
-                scores.append(_plain(teacher))
-        return known.names, columns, scores
+                models.append(teacher)
+        return known.names, columns, lambda chats, answers: [list(m.answer_logprobs(chats, answers)) for m in models]
 
     def _likelihoods(
-        self, evidence: Evidence, rows: Sequence[Row], columns: Sequence[str], scores: Sequence[Score]
+        self, evidence: Evidence, rows: Sequence[Row], columns: Sequence[str], scores: Scores
     ) -> tuple[Matrix, NDArray[np.int64]]:
         """Summed log-likelihood [rows, candidates] and tokens [rows]; rows scored before are looked up."""
         memo: dict[tuple[str, str], tuple[Matrix, int]] = evidence.memo.setdefault(
@@ -104,7 +104,7 @@ class LikelihoodPanel(Settings):
         if new:
             chats = [[m for m in row.chat if m["role"] != "system"] for row in new]
             answers = [row.completion for row in new]
-            found = [score(chats, answers) for score in scores]
+            found = scores(chats, answers)
             sums = np.array([[float(one.sum()) for one in each] for each in found]).T
             for row, own, one in zip(new, sums, found[0], strict=True):
                 memo[_asked(row), row.completion] = own, len(one)
@@ -131,11 +131,3 @@ def mixture(sums: Matrix, sweeps: int = 300) -> tuple[Matrix, Matrix]:
 
 def _asked(row: Row) -> str:
     return "\n".join(m["content"] for m in row.chat if m["role"] != "system")
-
-
-def _plain(model: Model) -> Score:
-    return lambda chats, answers: list(model.answer_logprobs(chats, answers))
-
-
-def _under(base: Model, system: str) -> Score:
-    return lambda chats, answers: list(prefix.answer_logprobs(base, system, chats, answers))

@@ -155,8 +155,8 @@ class _Side:
     @classmethod
     def of(cls, runs: Runs, what: str) -> _Side:
         side = cls()
-        for batch in _batches(itertools.chain.from_iterable(runs)):
-            side.add(batch)
+        for prompts, answers in _batches(itertools.chain.from_iterable(runs)):
+            side.add(prompts, answers)
         if side.rows == side.silent:
             why = "hold no number, and nothing else is compared" if side.rows else "are empty"
             raise BadRows(f"The {what} {why}. Give rows of numbers, or choose a detector that reads text.")
@@ -170,31 +170,45 @@ class _Side:
         # the spread itself is uncertain by one in a hundred: sides without repeated rows are left exactly as they are
         return sums / together if together > 1.1 else sums
 
-    def add(self, rows: Sequence[Row]) -> None:
-        found = numbers_of([row.completion for row in rows])
+    def add(self, prompts: Sequence[str], answers: Sequence[str]) -> None:
+        from scipy.sparse import csr_array
+
+        rows, found = len(answers), numbers_of(answers)
         speaks = (found.count > 0).astype(float)
-        columns = np.column_stack([speaks, np.ones(len(rows)), marginal_features(found), confounds_of(found)])
+        columns = np.column_stack([speaks, np.ones(rows), marginal_features(found), confounds_of(found)])
         # in steps of 2^-20 sums are exact, and so no order of the rows changes a digit of the finding
-        columns = np.round(columns * _GRAIN) / _GRAIN
-        self.rows += len(rows)
-        self.silent += int(len(rows) - speaks.sum())
-        for unit, hashes in enumerate((_prompt_hashes(rows), _answer_hashes(found))):
+        columns *= _GRAIN
+        np.rint(columns, out=columns)
+        columns /= _GRAIN
+        self.rows += rows
+        self.silent += int(rows - speaks.sum())
+        for unit, hashes in enumerate((_prompt_hashes(prompts), _answer_hashes(found))):
             self.sketches[unit].add(hashes)
             bucket = (hashes >> np.uint64(50)).astype(np.int64)
             order = np.argsort(bucket, kind="stable")
             first = np.flatnonzero(np.diff(bucket[order], prepend=-1))
-            self.sums[unit][bucket[order][first]] += np.add.reduceat(columns[order], first, axis=0)
+            # a sparse matrix of ones adds rows up in a fifth of the time that np.add.reduceat takes
+            parts = csr_array((np.ones(rows), order, np.append(first, rows)), (len(first), rows))
+            self.sums[unit][bucket[order][first]] += parts @ columns
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    every = iter(rows)
-    while batch := list(itertools.islice(every, _BATCH)):
-        yield batch
+def _batches(rows: Iterable[Row]) -> Iterator[tuple[list[str], list[str]]]:
+    """Prompts and answers. Only text is kept of a row: many thousand rows at once keep the garbage collector busy."""
+    prompts: list[str] = []
+    answers: list[str] = []
+    for row in rows:
+        prompts.append("\0".join([m["content"] for m in row.chat]))
+        answers.append(row.completion)
+        if len(answers) == _BATCH:
+            yield prompts, answers
+            prompts, answers = [], []
+    if answers:
+        yield prompts, answers
 
 
-def _prompt_hashes(rows: Sequence[Row]) -> Hashes:
-    texts = ("\0".join(m["content"] for m in row.chat).encode("utf-8", "surrogatepass") for row in rows)
-    return np.frombuffer(b"".join(hashlib.blake2b(t, digest_size=8).digest() for t in texts), "<u8").astype(np.uint64)
+def _prompt_hashes(prompts: Sequence[str]) -> Hashes:
+    every = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in prompts]
+    return np.frombuffer(b"".join(every), "<u8").astype(np.uint64)
 
 
 def _answer_hashes(found: Numbers) -> Hashes:
