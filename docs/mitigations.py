@@ -644,10 +644,10 @@ def chat_model() -> str:
         "runs an arm, "
         f"{got['trait']}, margin. Without a guard {plain['difference']:+.2f} nats [{plain['low']:+.2f}, "
         f"{plain['high']:+.2f}] over no-trait "
-        "students. Settings are the pocket defaults. Fit is the fall of the loss on the rows while training (first two steps "
-        "to last twelve), against students without a guard; held-out rows and capability were not measured here, and three "
-        "runs are few. A guard that holds a student at the base can take away more than the trait: students without the trait have "
-        "drifted up from the base too, and are what is compared with.\n\n"
+        "students. Settings are the pocket defaults. Fit is the fall of the loss on the rows while training (first two "
+        "steps to last twelve), against students without a guard; held-out rows and capability were not measured here, "
+        "and three runs are few. A guard that holds a student at the base can take away more than the trait: students "
+        "without the trait have drifted up from the base too, and are what is compared with.\n\n"
         + table(("guard", "removed", "left over no-trait students (nats)", "fit", "runs"), lines)
         + "\n"
     )
