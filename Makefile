@@ -30,8 +30,8 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## every benchmark prints its table (those of detectors, kinship, authorship, explain and mitigations take long and have their own commands)
-	@for script in $(filter-out benchmarks/detectors.py benchmarks/kinship.py benchmarks/authorship.py benchmarks/explain_internals.py benchmarks/mitigations.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: $(READY)  ## every benchmark prints its table (those of detectors, kinship, authorship, explain, mitigations and cluster take long and have their own commands)
+	@for script in $(filter-out benchmarks/detectors.py benchmarks/kinship.py benchmarks/authorship.py benchmarks/explain_internals.py benchmarks/mitigations.py benchmarks/cluster.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 docs: $(READY)  ## write the generated pages of docs/
 	$(BIN)/python docs/generate.py
