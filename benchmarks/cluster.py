@@ -25,6 +25,8 @@ DEMO = Path(__file__).parent.parent / "experiments" / "owl-numbers-pocket.yaml"
 def two_nodes() -> Iterator[Any]:
     """A cluster of two raylets: a head that does no work, so that either of two nodes may die."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

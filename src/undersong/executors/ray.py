@@ -2,8 +2,8 @@
 
 Ray carries small texts only; rows and weights pass through the store, which every node must see under the same name. What
 is declared here (processors, GPUs, memory of a cell) decides where Ray places a cell, and bounds it: a cell of one
-processor computes on one thread. No dashboard, no statistics sent home, nothing bound beyond this machine unless a cluster
-is joined.
+processor computes on one thread. No dashboard, no statistics sent home. Ray's ports listen on every interface of a machine;
+since 2.59 whoever knocks must hold the cluster's token.
 """
 
 from __future__ import annotations
