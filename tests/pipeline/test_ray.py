@@ -135,6 +135,14 @@ def test_a_worker_of_another_version_does_no_work(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_worker_that_sees_another_store_does_no_work(tmp_path: Path) -> None:
+    sign = str(tmp_path / "elsewhere" / ".driver-1")
+    told = perform(experiment(**SMALL).text, str(tmp_path), "rows", 0, str(tmp_path), versions(), sign)
+    assert isinstance(told["error"], BadSpec)
+    assert "s3://" in str(told["error"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_step_has_one_cell_and_waits_for_its_parents() -> None:
     mitigated = {"mitigations": [{"shuffle": {"how": "within"}}], "controls": FILE["controls"][:2]}
     asked = experiment(classifier="row_classifier", **mitigated)
@@ -252,6 +260,7 @@ def test_an_executor_is_any_pool(whole: Path, tmp_path: Path) -> None:
     assert Processes(workers=1).workers == 1
     spread([experiment(**SMALL)], lab_for(Store(tmp_path), "simulated/a"), Inline())
     assert payload(tmp_path) == payload(whole)
+    assert not list(tmp_path.glob(".driver-*"))
 
 
 def test_a_busy_artefact_makes_a_cell_busy(tmp_path: Path) -> None:

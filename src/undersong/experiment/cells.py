@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sys
 import time
 from collections import deque
@@ -22,8 +23,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
+from undersong import files
 from undersong.environment import environment
 from undersong.errors import BadSpec, StoreBusy, UndersongError, WorkerLost
 from undersong.experiment import Experiment
@@ -165,6 +168,14 @@ class Spread:
                 self.followers[j].append(i)
         self.tries: dict[int, int] = dict.fromkeys(self.todo, 0)
         self.lab.progress(f"{len(self.todo)} of {len(self.cells.all)} cells to do")
+        with _signed(self.lab.store) as self.sign:
+            self._on(pool)
+        if self.failed:
+            if len(self.failed) > 1:
+                self.lab.progress(f"{len(self.failed)} of {len(self.todo)} cells failed; the first of their errors:")
+            raise next(iter(self.failed.values()))
+
+    def _on(self, pool: Executor) -> None:
         ready = deque(i for i in self.todo if not self.left[i])
         paused, flying = dict[int, float](), dict[Future[dict[str, Any]], int]()
         try:
@@ -189,15 +200,11 @@ class Spread:
         finally:
             for future in flying:
                 future.cancel()
-        if self.failed:
-            if len(self.failed) > 1:
-                self.lab.progress(f"{len(self.failed)} of {len(self.todo)} cells failed; the first of their errors:")
-            raise next(iter(self.failed.values()))
 
     def _begin(self, i: int, pool: Executor) -> Future[dict[str, Any]]:
         cell = self.cells.all[i]
         return pool.submit(perform, cell.experiment.text, self.lab.store.name, cell.kind, cell.index, os.getcwd(),
-                                versions())
+                           versions(), self.sign)
 
     def _end(self, i: int, future: Future[dict[str, Any]]) -> float | None:
         """What became of a cell: None when it is over, else the seconds until it is begun again."""
@@ -237,12 +244,17 @@ class Spread:
                 yield j
 
 
-def perform(said: str, store: str, kind: str, index: int, folder: str, asked: Mapping[str, str]) -> dict[str, Any]:
+def perform(
+    said: str, store: str, kind: str, index: int, folder: str, asked: Mapping[str, str], sign: str = ""
+) -> dict[str, Any]:
     """Do one cell where this process runs, and tell how it went: `error` (an UndersongError or None), `busy`, `seconds`,
     `where`. The function that an executor is given: everything that it takes and returns is small."""
     start, out = time.monotonic(), dict[str, Any](error=None, busy=False, where=f"{os.uname().nodename}:{os.getpid()}")
     try:
         _same(asked)
+        if sign and not os.path.exists(sign):  # work done in a folder of the same name would be lost
+            raise BadSpec(f"The worker on {os.uname().nodename} does not see the driver's store {store}. Use a folder that "
+                          "all machines share, or --store s3://BUCKET/PREFIX.")
         elsewhere = os.path.isdir(folder) and os.getcwd() != folder  # the file may name folders of models
         with contextlib.chdir(folder) if elsewhere else contextlib.nullcontext():
             running = Running(_read(said), _lab(store, os.getpid()))
@@ -261,6 +273,22 @@ def perform(said: str, store: str, kind: str, index: int, folder: str, asked: Ma
     except UndersongError as error:
         out["error"] = error
     return out | {"seconds": time.monotonic() - start}
+
+
+@contextlib.contextmanager
+def _signed(store: Store) -> Iterator[str]:
+    """The path of a file in a store's folder by which workers know that they see the same one; "" for an address."""
+    if "://" in store.name:
+        yield ""
+        return
+    sign = Path(store.name) / f".driver-{secrets.token_hex(8)}"
+    with files.room(sign):
+        sign.parent.mkdir(parents=True, exist_ok=True)
+        sign.touch()
+    try:
+        yield str(sign)
+    finally:
+        sign.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:
