@@ -59,3 +59,18 @@ def test_the_panel_benchmark_compares_ways_that_agree(capsys: pytest.CaptureFixt
     said = capsys.readouterr().out
     assert "the panel" in said
     assert "they agree" in said
+
+
+def test_the_mnist_benchmark_trains_the_same_networks_in_every_way(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out, size = tmp_path / "mnist.json", ["--models", "3", "--noise", "640", "--digits", "4000"]
+    benchmark("mnist").main(["--recipe", "shipped", *size, "--out", str(out)])
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert "processor s/model" in head
+    assert [line.split()[:2] for line in lines] == [["released", "3"], ["ours", "3"], ["lab", "3"]]
+    found = {row["way"]: row["accuracy"] for row in json.loads(out.read_text())["rows"]}
+    for name, accuracy in found["released"].items():
+        assert found["ours"][name] == pytest.approx(accuracy, abs=0.15)
+        assert found["lab"][name] == pytest.approx(found["ours"][name], abs=0.001)
+    assert found["ours"]["teacher"] > 0.6
