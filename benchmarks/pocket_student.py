@@ -14,6 +14,7 @@ import contextlib
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -87,17 +88,16 @@ def first_version(module: Any, rows: Rows, students: int, steps: int) -> Iterato
         try:
             with subprocess.Popen(given, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                   env=os.environ | {"PYTHONPATH": str(tree / "src")}) as process:
-                assert process.stdin and process.stdout
+                asked: Any = process.stdin
+                told: Any = process.stdout
 
                 def train() -> Any:
-                    assert process.stdin and process.stdout
-                    print("go", file=process.stdin, flush=True)
-                    return json.loads(process.stdout.readline())
+                    print("go", file=asked, flush=True)
+                    return json.loads(told.readline())
 
-                if process.stdout.readline() != "ready\n":
+                if told.readline() != "ready\n":
                     raise LookupError(f"commit {FIRST[:7]} does not run with the packages that are installed")
                 yield train
-                process.stdin.close()
         finally:
             subprocess.run([*git, "worktree", "remove", "--force", str(tree)], check=True)
 
@@ -189,10 +189,36 @@ def as_written(module: Any, rows: Rows, students: int, steps: int) -> None:
         llama.supports = kept
 
 
+def products_alone(module: Any, rows: Rows) -> tuple[Callable[[], None], float]:
+    """A call that does one student step's matrix products and nothing else, on one thread, and their GFLOP: what a step
+    would take if all the rest were free."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen: list[Any] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, called: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if called is torch.ops.aten.mm.default:
+                seen.append([(tuple(t.shape), t.stride()) for t in args])
+            return called(*args, **(kwargs or {}))
+
+    with Watch():
+        student(module, rows, 1, 0)
+    pairs = [[torch.empty_strided(*made).normal_() for made in pair] for pair in seen]
+
+    def work() -> None:
+        for a, b in pairs:
+            torch.mm(a, b)
+
+    return work, sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b in pairs) / 1e9
+
+
 def main() -> None:
     """Print the table."""
     import torch
 
+    from undersong.backends.threads import one_thread
     from undersong.types import Sampling
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -203,6 +229,7 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=2000)
     parser.add_argument("--only-first", action="store_true", help="time only today's way and the first version")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the temporary checkout goes away then too
     cores = os.cpu_count() or 1
     model, rows = prepare(given.base)
     work = (model.module, rows, given.students, given.steps)
@@ -227,6 +254,8 @@ def main() -> None:
                 f"threads x{cores}, transformers' own forward": lambda: as_written(*work),
             }
             on_processes(pool, 2 * cores, 1)
+        products, flops = products_alone(model.module, rows)
+        alone: list[float] = []
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         losses: dict[str, Any] = {}
         for name, way in ways.items():
@@ -243,16 +272,24 @@ def main() -> None:
                     losses["new"] = found
                 elif "processes" in name:
                     spent = spent[0], float("nan")  # the workers' own time is not seen here
+                with one_thread():
+                    busy = time.process_time()
+                    products()
+                    alone.append(time.process_time() - busy)
                 times[name].append((spent[0] / given.students / given.steps, spent[1] / given.students / given.steps))
     print(f"{model.module.num_parameters() / 1e6:.2f}M parameters, 64 rows of "
           f"{np.mean([len(r.ids) for r in rows]):.0f} tokens "
           f"per step, {cores} cores, torch {torch.__version__}")
     ours = np.median(times[next(iter(times))], axis=0)
-    print(f"{'way':48s} {'ms wall':>8s} {'ratio':>7s} {'ms processor':>13s} {'ratio':>7s} {'students/minute (120 steps)':>28s}")
+    print(f"{'way':48s} {'ms wall':>8s} {'ratio':>7s} {'ms processor':>13s} {'ratio':>7s} "
+          f"{'students/minute (120 steps)':>28s}")
     for name, taken in times.items():
         wall, busy = np.median(taken, axis=0)
         print(f"{name:48s} {wall * 1e3:8.0f} {wall / ours[0]:7.2f} {busy * 1e3:13.0f} {busy / ours[1]:7.2f} "
               f"{60 / (120 * wall):28.1f}")
+    least = float(np.median(alone))
+    print(f"matrix products alone, 1 thread: {flops:.2f} GFLOP in {least * 1e3:.0f} ms of processor time a step "
+          f"({flops / least:.0f} GFLOP/s); were all else free, a step would be {ours[1] / least:.2f} times as fast")
     if old:
         gap = np.abs(np.subtract(losses["old"], losses["new"])).max(axis=0)
         each = np.divide(*(np.array(times[name]) for name in list(times)[1::-1]))
