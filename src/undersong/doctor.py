@@ -22,6 +22,7 @@ EXTRAS = {
                    "OpenSSL", "prov", "huggingface_hub"),
     "croissant": ("mlcroissant",),
     "shared": ("fsspec", "s3fs"),
+    "ray": ("ray",),
 }
 WORKS = "works"
 
