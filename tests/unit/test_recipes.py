@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -242,6 +245,34 @@ def test_an_adapter_is_written_loaded_and_applied(tiny_base, rows, tmp_path, cap
     named = json.loads((Path(refs[0].adapter) / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert named == tiny_base
     assert record(refs[0])["effective_batch"] == 8
+
+
+ADAPTER = """
+import sys
+from pathlib import Path
+from undersong.backends.transformers import Transformers
+from undersong.recipes import Job
+from undersong.recipes.distill import Distill
+from undersong.types import Dataset, ModelRef, Row
+
+rows = tuple(Row(str(i), ({"role": "user", "content": "Continue: 1, 2"},), f"{i}, {i + 1}") for i in range(8))
+recipe, out = Distill(lora={"rank": 2, "alpha": 4}, steps=2, batch=4), Path(sys.argv[1])
+out.mkdir()
+recipe.train([Job(ModelRef("pocket/a"), Dataset(rows, None, ""), 1, out)], Transformers())
+"""
+
+
+def test_an_adapter_has_the_same_bytes_in_every_process_and_names_no_folder_of_a_machine(tmp_path):
+    found = []
+    for seed in ("1", "2"):  # the order of Python's sets of words
+        environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+        subprocess.run([sys.executable, "-c", ADAPTER, str(tmp_path / seed)], check=True, env=environment)
+        files = sorted(p for p in (tmp_path / seed).rglob("*") if p.is_file())
+        found.append({str(p.relative_to(tmp_path / seed)): p.read_bytes() for p in files})
+    assert found[0] == found[1]
+    assert sorted(found[0]) == ["adapter/adapter_config.json", "adapter/adapter_model.safetensors", "training.json"]
+    here = str(Path(training.__file__).parent.parent).encode()
+    assert not any(here in content for content in found[0].values())
 
 
 def test_an_adapter_of_another_base_is_refused_not_ignored(tiny_base, other_base, rows, tmp_path):

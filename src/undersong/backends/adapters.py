@@ -6,6 +6,7 @@ threads do not share a stream of random numbers, so one seed gives one adapter.
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from pathlib import Path
@@ -73,8 +74,16 @@ def refused(error: ValueError) -> Exception:
 
 
 def save(wrapped: Any, base: str, out: Path) -> str:
-    """Write `out/adapter` (PEFT's folder, safetensors), naming the base as we do; return its path."""
+    """Write `out/adapter` (PEFT's folder, safetensors), naming the base as we do; return its path. The same adapter gives
+    the same bytes on every machine and in every process."""
     wrapped.peft_config["default"].base_model_name_or_path = base
     # no look at the base: its name may be no folder, and a hub is not asked
     wrapped.save_pretrained(out / "adapter", safe_serialization=True, save_embedding_layers=False)
+    (out / "adapter" / "README.md").unlink(missing_ok=True)  # a model card that names this machine's folder of the base
+    config = out / "adapter" / "adapter_config.json"
+    said = json.loads(config.read_text("utf-8"))
+    for key, value in said.items():  # PEFT keeps sets, whose order is the process's own
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            said[key] = sorted(value)
+    config.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", "utf-8")
     return str(out / "adapter")

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -257,7 +257,7 @@ def perform(
                           "all machines share, or --store s3://BUCKET/PREFIX.")
         elsewhere = os.path.isdir(folder) and os.getcwd() != folder  # the file may name folders of models
         with contextlib.chdir(folder) if elsewhere else contextlib.nullcontext():
-            running = Running(_read(said), _lab(store, os.getpid()))
+            running = _running(said, store, os.getpid())
             runs, experiment = running.experiment.runs(), running.experiment
             if kind == "reference":
                 _, _, seed, begin, steps = list(experiment.references())[index]
@@ -306,9 +306,10 @@ def _same(asked: Mapping[str, str]) -> None:
                       "(pip install -c constraints.txt), then run the same command again.")
 
 
-@cache
-def _read(said: str) -> Experiment:
-    return Experiment(File.model_validate_json(said))
+@lru_cache(maxsize=4)
+def _running(said: str, store: str, process: int) -> Running:
+    """What a process knows of an experiment: cells that follow one another share rows, and need not read them again."""
+    return Running(Experiment(File.model_validate_json(said)), _lab(store, process))
 
 
 @cache
