@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -100,11 +101,12 @@ def test_a_killed_worker_and_a_killed_node_lose_nothing(whole: Path, tmp_path: P
 
 
 def kill_one() -> bool:
-    """Kill a Ray worker in the middle of a cell."""
-    for process in psutil.process_iter(["name", "cmdline"]):
-        if any("ray::perform" in word for word in process.info["cmdline"] or ()):
-            process.send_signal(signal.SIGKILL)
-            return True
+    """Kill a worker of this test's cluster in the middle of a cell."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any("ray::perform" in word for word in process.cmdline()):
+                process.send_signal(signal.SIGKILL)
+                return True
     return False
 
 
