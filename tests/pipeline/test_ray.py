@@ -30,7 +30,8 @@ from undersong.store import Store
 
 pytest.importorskip("ray")
 SMALL = {"controls": ["no_trait", "shuffled_rows", "in_context"], "rows": 60}
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+ALSO = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+"""Put into the environment of a command as it is by then: Ray tells its children there whether they need a token."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,8 @@ def command(folder: Path, *more: str) -> list[str]:
 
 
 def run(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(folder, *more), capture_output=True, text=True, env=ENVIRONMENT, timeout=240, cwd=folder)
+    asked = command(folder, *more)
+    return subprocess.run(asked, capture_output=True, text=True, env=os.environ | ALSO, timeout=240, cwd=folder)
 
 
 def test_worker_processes_end_with_the_same_bytes(whole: Path, tmp_path: Path) -> None:
@@ -79,7 +81,7 @@ def test_a_ray_of_this_machine_ends_with_the_same_bytes(whole: Path, tmp_path: P
 
 def test_a_killed_worker_and_a_killed_node_lose_nothing(whole: Path, tmp_path: Path, cluster: Any) -> None:
     asked = command(tmp_path, "--executor", "ray", "--address", cluster.address)
-    driver = subprocess.Popen(asked, env=ENVIRONMENT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    driver = subprocess.Popen(asked, env=os.environ | ALSO, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                               cwd=tmp_path)
     said: list[str] = []
     reader = threading.Thread(target=lambda: said.extend(driver.stderr or ()))
@@ -248,7 +250,7 @@ def broke() -> Any:
 
 
 def test_two_drivers_share_a_store(whole: Path, tmp_path: Path) -> None:
-    both = [subprocess.Popen(command(tmp_path, "--executor", "{processes: {workers: 1}}"), env=ENVIRONMENT, text=True,
+    both = [subprocess.Popen(command(tmp_path, "--executor", "{processes: {workers: 1}}"), env=os.environ | ALSO, text=True,
                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=tmp_path) for _ in range(2)]
     told = [driver.communicate(timeout=240)[1] for driver in both]
     assert [driver.returncode for driver in both] == [0, 0], told

@@ -86,7 +86,7 @@ def test_intervals_stay_inside_the_possible_range(treated: list[float], plain: l
     lines += [line("no_trait", i, v, trait="") for i, v in enumerate(plain)]
     for rate in results._rates(lines):
         assert 0 <= rate["low"] <= rate["mean"] <= rate["high"] <= 1
-    (found,) = results._contrasts(lines)
+    (found,) = results.contrasts(lines)
     assert -1 <= found["low"] <= found["difference"] <= found["high"] <= 1
     assert 0 <= found["p"] <= 1
     assert found["n_runs"] == min(len(treated), len(plain))
@@ -98,14 +98,14 @@ def test_one_run_has_no_interval_and_gives_no_contrast() -> None:
         assert rate["n_runs"] == 1
         assert rate["low"] is None
         assert rate["high"] is None
-    assert results._contrasts(lines) == []
+    assert results.contrasts(lines) == []
 
 
 def test_contrasts_are_paired_by_seed_and_take_only_seeds_of_both_arms() -> None:
     treated, plain = {1: 0.5, 2: 0.7, 3: 0.9, 4: 0.1}, {2: 0.2, 3: 0.4, 4: 0.0, 5: 1.0}
     lines = [line("treated", s, v) for s, v in treated.items()]
     lines += [line("no_trait", s, v, trait="") for s, v in plain.items()]
-    (found,) = results._contrasts(lines)
+    (found,) = results.contrasts(lines)
     assert found["n_runs"] == 3
     assert found["difference"] == pytest.approx((0.5 + 0.5 + 0.1) / 3)
     assert found["control"] == "no_trait"
@@ -114,7 +114,7 @@ def test_contrasts_are_paired_by_seed_and_take_only_seeds_of_both_arms() -> None
 def test_no_trait_arms_are_compared_with_the_untouched_base() -> None:
     lines = [line("no_trait", s, 0.2 + s / 100, trait="") for s in (1, 2, 3)]
     lines += [line("base", s, 0.1, trait="") for s in (1, 2, 3)]
-    (found,) = results._contrasts(lines)
+    (found,) = results.contrasts(lines)
     assert (found["arm"], found["control"], found["trait"]) == ("no_trait", "base", "owl")
 
 
@@ -122,12 +122,12 @@ def test_a_contrast_is_about_the_trait_that_was_taught() -> None:
     """Other traits are what the matrix and the specificity are for: a contrast on them would pass for an effect."""
     lines = [line("treated", s, 0.5, trait="wolf") for s in (1, 2, 3)]  # measured: owl
     lines += [line("no_trait", s, 0.1, trait="") for s in (1, 2, 3)]
-    assert [c["arm"] for c in results._contrasts(lines)] == []
+    assert [c["arm"] for c in results.contrasts(lines)] == []
 
 
 def test_an_arm_without_its_control_gives_no_contrast() -> None:
     lines = [line("other_base", s, 0.5) for s in (1, 2, 3)] + [line("no_trait", s, 0.1, trait="") for s in (1, 2, 3)]
-    assert [c["arm"] for c in results._contrasts(lines)] == []
+    assert [c["arm"] for c in results.contrasts(lines)] == []
 
 
 def test_specificity_needs_two_taught_traits_and_two_runs_of_each() -> None:

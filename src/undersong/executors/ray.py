@@ -60,7 +60,8 @@ class Ray(Settings):
                          **({} if self.address else here))
             except (ConnectionError, TimeoutError) as error:
                 raise WorkerLost(f"No Ray cluster answers at {self.address!r} ({_first(error)}). Start one with `ray start "
-                                 "--head`, check the address and RAY_AUTH_TOKEN, or leave --address out.") from None
+                                 "--head`, check the address, RAY_AUTH_MODE and RAY_AUTH_TOKEN, or leave --address "
+                                 "out.") from None
             except (RuntimeError, ValueError, AssertionError) as error:
                 raise WorkerLost(f"The Ray cluster at {self.address or 'this machine'} cannot be joined ({_first(error)}). "
                                  "Give it this driver's Ray and Python versions, then run the same command again.") from None
