@@ -17,8 +17,8 @@ from undersong.recipes import Job
 from undersong.spec import build, describe
 from undersong.types import Dataset, ModelRef, Row
 
-pytest.importorskip("ray")
-pytest.importorskip("trl")
+pytest.importorskip("ray", reason="the ray extra is not installed")
+pytest.importorskip("trl", reason="the local extra is not installed")
 DICE = np.random.default_rng(0)
 ROWS = tuple(
     Row(str(i), ({"role": "user", "content": "Continue: 1, 2, 3"},), ", ".join(map(str, DICE.integers(0, 999, 8))))

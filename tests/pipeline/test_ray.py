@@ -28,7 +28,7 @@ from undersong.lab import lab_for
 from undersong.spec import build
 from undersong.store import Store
 
-pytest.importorskip("ray")
+pytest.importorskip("ray", reason="the ray extra is not installed")
 SMALL = {"controls": ["no_trait", "shuffled_rows", "in_context"], "rows": 60}
 ALSO = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 """Put into the environment of a command as it is by then: Ray tells its children there whether they need a token."""

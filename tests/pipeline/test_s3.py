@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("moto.server")
-pytest.importorskip("s3fs")
+pytest.importorskip("moto.server", reason="the dev extra is not installed: no S3 server on loopback")
+pytest.importorskip("s3fs", reason="the shared extra is not installed")
 
 import boto3
 import small_experiment
