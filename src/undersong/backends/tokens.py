@@ -125,6 +125,47 @@ def written(tokenizer: Any, turns: Chat, prompt: bool = False) -> str:
     ))
 
 
+def prompt(chat: Chat, model: Model) -> str:
+    """The exact text a model is given: the chat with an explicit system turn, up to where the answer begins.
+
+    Raises BadRows for a chat template that drops or refuses the system turn: that slot is the treatment here.
+    """
+    from jinja2.exceptions import TemplateError
+
+    turns = with_system(chat, model)
+    try:
+        text = written(model.tokenizer, turns, prompt=True)
+    except TemplateError as error:
+        raise BadRows(f"The chat template of {model.ref.base} cannot write this chat ({error}). "
+                      "Use a model whose template takes a system turn.") from None
+    if turns[0]["content"].strip() not in text:
+        raise BadRows(f"The chat template of {model.ref.base} leaves the system turn out. "
+                      "Use a model whose template writes it.")
+    return text
+
+
+def prompt_ids(model: Model, chats: Sequence[Chat], longest: int, room: int | None) -> list[list[int]]:
+    """Token ids of each chat as the model is given it. Raises BadRows when one of them and `longest` new tokens do not fit
+    the `room` tokens that the model can read (None: no limit)."""
+    ids = token_ids(model.tokenizer, [model.render(chat) for chat in chats])
+    if ids and room and max(map(len, ids)) + longest > room:
+        raise BadRows(f"A prompt and {longest} new tokens do not fit the {room} tokens that {model.ref.base} can read. "
+                      "Shorten the prompts or lower max_new_tokens.")
+    return ids
+
+
+def until(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """The ids before the first end of turn."""
+    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    return list(ids[:stop])
+
+
+def answer_texts(model: Model, answers: Sequence[Sequence[int]]) -> list[str]:
+    """Answers' ids as text, without special tokens or trailing white space."""
+    texts = model.tokenizer.batch_decode(answers, skip_special_tokens=True) if answers else []
+    return [text.rstrip() for text in texts]
+
+
 def added(model: Model) -> str:
     """What the chat template writes of its own besides the turns, their marks and roles: "" for most models.
 
@@ -156,8 +197,10 @@ def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def end_ids(model: Model) -> list[int]:
-    """The ids that end an assistant's turn: the tokenizer's and the generation configuration's."""
-    given = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
+    """The ids that end an assistant's turn: the tokenizer's and the generation configuration's (which a model without a
+    module holds itself)."""
+    holds = model if model.module is None else model.module
+    given = getattr(getattr(holds, "generation_config", None), "eos_token_id", None)
     found = {model.tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])} - {None}
     return sorted(int(i) for i in found)
 

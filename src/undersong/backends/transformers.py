@@ -6,10 +6,11 @@ read from disk once and copied in memory after that, so that many students load 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from undersong.backends.logits import completion_logits
 from undersong.backends.sampling import Chooser, uniforms
 from undersong.backends.threads import SMALL, side_by_side, small
 from undersong.backends.tokens import TokenRow
-from undersong.errors import BadRows, BrokenArtefact, MissingExtra, MissingModel
+from undersong.errors import BrokenArtefact, MissingExtra, MissingModel, UndersongError
 from undersong.registry import Settings, plugin
 from undersong.spec import execution
 from undersong.types import Chat, ModelRef, Sampling
@@ -48,13 +49,8 @@ class Transformers(Settings):
         Raises MissingExtra without torch, MissingModel for a base that is not there, BrokenArtefact for a change that
         does not fit.
         """
-        try:
-            import torch
-            import transformers
-        except ImportError as error:
-            raise MissingExtra(f"Running models needs {error.name}. Install it with: pip install "
-                               "'undersong[local]'.") from None
-        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        torch, transformers = _libraries()
+        transformers.utils.logging.disable_progress_bar()
         device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         with _loading:
             half = ref.precision == "bfloat16"
@@ -85,18 +81,7 @@ class LocalModel:
 
         Raises BadRows for a chat template that drops or refuses the system turn: that slot is the treatment here.
         """
-        from jinja2.exceptions import TemplateError
-
-        turns = tokens.with_system(chat, self)
-        try:
-            text = tokens.written(self.tokenizer, turns, prompt=True)
-        except TemplateError as error:
-            raise BadRows(f"The chat template of {self.ref.base} cannot write this chat ({error}). "
-                          "Use a model whose template takes a system turn.") from None
-        if turns[0]["content"].strip() not in text:
-            raise BadRows(f"The chat template of {self.ref.base} leaves the system turn out. "
-                          "Use a model whose template writes it.")
-        return text
+        return tokens.prompt(chat, self)
 
     def sample(self, chats: Sequence[Chat], sampling: Sampling, places: Sequence[int] | None = None) -> list[str]:
         """One answer per chat without special tokens or trailing white space; row i's noise depends on (seed, i) only.
@@ -106,11 +91,8 @@ class LocalModel:
         """
         import torch
 
-        prompts = [np.asarray(ids) for ids in tokens.token_ids(self.tokenizer, [self.render(c) for c in chats])]
         room = getattr(self.module.config, "max_position_embeddings", None)
-        if prompts and room and max(map(len, prompts)) + sampling.max_new_tokens > room:
-            raise BadRows(f"A prompt and {sampling.max_new_tokens} new tokens do not fit the {room} tokens that "
-                          f"{self.ref.base} can read. Shorten the prompts or lower max_new_tokens.")
+        prompts = [np.asarray(ids) for ids in tokens.prompt_ids(self, chats, sampling.max_new_tokens, room)]
         numbers = np.arange(len(prompts)) if places is None else np.asarray(places, dtype=np.int64)
         order = np.argsort([len(p) for p in prompts], kind="stable")
         parts = [order[i : i + self._batch] for i in range(0, len(order), self._batch)]
@@ -127,8 +109,7 @@ class LocalModel:
         for part, found in zip(parts, self._spread(run, parts), strict=True):
             for i, ids in zip(part, found, strict=True):
                 answers[i] = ids
-        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True) if answers else []
-        return [text.rstrip() for text in texts]
+        return tokens.answer_texts(self, answers)
 
     def _generate(
         self, writer: Any, prompts: list[NDArray[np.int64]], rows: NDArray[np.int64], sampling: Sampling
@@ -147,7 +128,7 @@ class LocalModel:
             eos_token_id=ends,
             logits_processor=[Chooser(draws, sampling.temperature, sampling.tokens, device)],
         )
-        return [_until(answer, ends) for answer in out[:, width:].tolist()]
+        return [tokens.until(answer, ends) for answer in out[:, width:].tolist()]
 
     def next_logprobs(self, chats: Sequence[Chat]) -> NDArray[np.float32]:
         """Log-probabilities (nats, float32, [chats, vocabulary]) of the first token of the answer to each chat."""
@@ -190,10 +171,15 @@ class LocalModel:
         return [run(part, threading.Event()) for part in parts]
 
 
-def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
-    """The ids before the first end of turn."""
-    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-    return ids[:stop]
+def _libraries() -> tuple[Any, Any]:
+    """Torch and transformers. Raises MissingExtra without them."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise MissingExtra(f"Running models needs {error.name}. Install it with: pip install "
+                           "'undersong[local]'.") from None
+    return torch, transformers
 
 
 def _open(base: str, dtype: str) -> tuple[Any, Any]:
@@ -212,18 +198,58 @@ def _open(base: str, dtype: str) -> tuple[Any, Any]:
 def _read(place: str, revision: str | None, stamp: tuple[float, int], dtype: str) -> tuple[Any, Any]:
     """Module and tokenizer from disk or the Hugging Face cache. Raises MissingModel or BrokenArtefact in words."""
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    with _told(place, revision):
+        tokenizer = _tokenizer(place, revision)
+        module = AutoModelForCausalLM.from_pretrained(
+            place, use_safetensors=True, dtype=getattr(torch, dtype), trust_remote_code=False, **_where(place, revision))
+    return module, tokenizer
+
+
+def outline(base: str) -> tuple[Any, Any]:
+    """The module of a base without its weights (every tensor on torch's `meta` device), with its generation configuration,
+    and the tokenizer: what can be known of a model that another program runs. Raises as `Transformers.load` does."""
+    torch, transformers = _libraries()
+    place, revision = bases.place(base)
+    where = _where(place, revision)
+    with _told(place, revision):
+        tokenizer = _tokenizer(place, revision)
+        config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False, **where)
+        with torch.device("meta"):
+            module = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    with contextlib.suppress(OSError):  # else what the configuration gives stands, as in from_pretrained
+        module.generation_config = transformers.GenerationConfig.from_pretrained(place, **where)
+    return module.eval(), tokenizer
+
+
+def _where(place: str, revision: str | None) -> dict[str, Any]:
+    """What tells transformers where to look: at a revision, and at no hub for a folder or when it is to stay offline."""
     offline = any(os.environ.get(name, "0").lower() not in ("", "0", "false", "no", "off")
                   for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
-    common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": offline or Path(place).is_dir()}
-    if revision is not None:
-        common["revision"] = revision
+    return {"local_files_only": offline or Path(place).is_dir()} | ({} if revision is None else {"revision": revision})
+
+
+def _tokenizer(place: str, revision: str | None) -> Any:
+    """The tokenizer of a base. Raises MissingModel when it has no chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **_where(place, revision))
+    if tokenizer.chat_template is None:
+        raise MissingModel(f"The model {place!r} has no chat template, so chats cannot be written for it. Use a chat "
+                           "model.")
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _told(place: str, revision: str | None) -> Iterator[None]:
+    """What goes wrong in opening a base, in words."""
+    from safetensors import SafetensorError
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **common)
-        kind = getattr(torch, dtype)
-        module = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, dtype=kind, **common)
+        yield
+    except UndersongError:
+        raise
     except SafetensorError as error:
         raise BrokenArtefact(f"The weights of {place!r} cannot be read ({error}). Fetch or write the model "
                              "again.") from None
@@ -232,7 +258,3 @@ def _read(place: str, revision: str | None, stamp: tuple[float, int], dtype: str
         at = f" at the revision {revision!r}" if revision else ""
         raise MissingModel(f"The model {place!r}{at} cannot be loaded ({first}). Check its name, or give a local folder "
                            "written by save_pretrained, or a pocket model (see `undersong models`).") from None
-    if tokenizer.chat_template is None:
-        raise MissingModel(f"The model {place!r} has no chat template, so chats cannot be written for it. Use a chat "
-                           "model.")
-    return module, tokenizer
