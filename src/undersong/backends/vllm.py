@@ -213,7 +213,8 @@ class _Running:
             place, revision = bases.place(start.held.base)
             if start.held.weights or start.held.adapter:
                 place, revision = _write(start.held, home / "model"), None
-            asked = {"model": os.path.abspath(place) if Path(place).is_dir() else place, "revision": revision, "dtype": start.dtype, "rank": start.rank}
+            place = os.path.abspath(place) if Path(place).is_dir() else place
+            asked = {"model": place, "revision": revision, "dtype": start.dtype, "rank": start.rank}
             more = {k: v for k, v in asdict(start).items() if k in ("gpu_memory", "tensor_parallel", "max_model_len")}
             self.room = self._read(_Opened, self._worker.ask(asked | more, SMALL)).room
         except BaseException:
