@@ -304,8 +304,8 @@ def test_a_worker_that_dies_half_way_is_replaced_by_the_next_call(there: StandIn
 
 @pytest.mark.parametrize(("answers", "says"), [
     ([[3]], "1 answers to 2 prompts"), ([[3]] * 3, "3 answers to 2 prompts"),
-    ([[3], [99999]], "tokens that were not allowed"), ([[3], [-1]], "an answer of 1 tokens that ends where none should"),
-    ([[3], [-1, 3]], "tokens that were not allowed"), ([[3], [150]], "ends where none should"),
+    ([[3], [99999, 3]], "tokens that were not allowed"), ([[3], [-1]], "an answer of 1 tokens that ends where none should"),
+    ([[3], [-1, 3]], "tokens that were not allowed"), ([[3], [150]], "an answer of 1 tokens that ends where none should"),
     ([[3], []], "an answer of 0 tokens"), ([[3], [150] * 17], "an answer of 17 tokens"),
     ([[3], [3, 150, 3]], "tokens that were not allowed"),
 ])

@@ -85,7 +85,7 @@ class Foreign:
         with self._log.open("rb") as log:
             log.seek(max(0, self._log.stat().st_size - 20_000))
             lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines()]
-        lines = ["".join(c if c.isprintable() else " " for c in line[:WIDTH]) for line in lines if line]
+        lines = ["".join(c if c.isprintable() else " " for c in line[:WIDTH]) for line in lines if line.strip(" ^~|")]
         return f"The last lines of its log: {' | '.join(lines[-SHOWN:])}." if lines else "Its log is empty."
 
     def _ended(self) -> str:
