@@ -57,15 +57,18 @@ def _opened(asked: dict[str, Any], device: str) -> Any:
     """vLLM with the model that is asked for."""
     from vllm import LLM
 
-    lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": asked["rank"]} if asked["rank"] else {}
+    more: dict[str, Any] = {}
+    if asked["rank"]:
+        more |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": asked["rank"]}
+    if device == "cpu":  # compiling takes longer than it saves; a cut prompt wants a generator to go back, and it cannot
+        more |= {"enforce_eager": True, "enable_chunked_prefill": False}
     return LLM(
         model=asked["model"], revision=asked["revision"], dtype=asked["dtype"], max_model_len=asked["max_model_len"],
         tensor_parallel_size=asked["tensor_parallel"], gpu_memory_utilization=asked["gpu_memory"], seed=0,
         trust_remote_code=False, load_format="safetensors", skip_tokenizer_init=True,
         generation_config="vllm",  # the model's own could cut the distribution (top-p, penalties)
         enable_prefix_caching=False,  # answers must not depend, in the last bit, on what was asked before
-        enforce_eager=device == "cpu",  # compiling for a CPU takes longer than it saves
-        **lora)
+        **more)
 
 
 def _written(engine: Any, asked: dict[str, Any]) -> list[list[int]]:
