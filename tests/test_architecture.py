@@ -94,6 +94,7 @@ HEAVY = {
     "prov",
     "s3fs",
     "securesystemslib",
+    "vllm",
 }
 DOORS = {"evaluation.py"}
 """Modules that only a framework imports, by entry point: they may import it. Nothing of ours imports them."""
