@@ -43,7 +43,7 @@ LAYERS = (  # bottom first; a module imports only from layers below its own
     ("artefact", "bucket", "perceptrons", "experiment_file", "row_files"),
     ("journal",),
     (*PLUGINS, "store", "pocket", "simulated"),
-    ("fetched",),
+    ("fetched", "writing"),
     ("bases", "shared_store"),
     ("lab", "nulls"),
     ("models",),

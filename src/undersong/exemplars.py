@@ -23,10 +23,10 @@ from typing import Any
 from undersong import files
 from undersong.detectors import Exemplars
 from undersong.errors import BrokenArtefact
-from undersong.lab import flat, row_of
 from undersong.spec import fingerprint
 from undersong.store import Store
 from undersong.types import ModelRef, Row
+from undersong.writing import flat, row_of
 
 SHIPPED = "calibrations"
 

@@ -41,6 +41,8 @@ class File(Settings):
     """What carries the trait."""
     rows: int
     """Rows each teacher writes, before filters."""
+    engine: Spec | None = None
+    """The backend that draws the rows, such as `vllm`; the base's own when left out."""
     keep: int | None = None
     """Rows each student learns from: the first so many that pass the filters. All of them when left out."""
     filters: list[Spec] = ["numbers_only"]

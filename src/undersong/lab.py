@@ -14,15 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from undersong import bases, files
 from undersong import spec as specs
 from undersong.artefact import Artefact
 from undersong.backends import changes
 from undersong.backends.in_context import InContext
 from undersong.backends.routing import ByName
-from undersong.channels import Writer
 from undersong.errors import BadRows, BadSpec, NothingMeasured, UndersongError
 from undersong.filters import reasons
 from undersong.mitigations import Defence
@@ -30,10 +27,9 @@ from undersong.recipes import Job
 from undersong.spec import describe, fingerprint
 from undersong.store import Store
 from undersong.traits import Trait
-from undersong.types import Dataset, Finding, Measurement, ModelRef, Row, Sampling, Value
+from undersong.types import Dataset, Finding, Measurement, ModelRef, Row, Value
+from undersong.writing import Writing, copy, flat, row_of, sample_spec, shard_spec
 
-PART = 2000
-"""Rows per part of a dataset: the most sampling an interruption can cost."""
 Progress = Callable[[str], None]
 
 
@@ -57,11 +53,6 @@ def identity(kind: str, spec: Mapping[str, Any], parents: Sequence[str]) -> str:
 def teach_spec(teacher: Any, trait: Trait | None, seed: int) -> dict[str, Any]:
     """What identifies a teacher, besides its base (its parent)."""
     return {"verb": "teach", "teacher": describe(teacher), "trait": trait and trait.said, "seed": seed}
-
-
-def sample_spec(channel: Any, n: int, seed: int, temperature: float = 1.0) -> dict[str, Any]:
-    """What identifies sampled rows, besides the model that wrote them (its parent)."""
-    return {"verb": "sample", "channel": describe(channel), "rows": n, "seed": seed, "temperature": temperature}
 
 
 def refine_spec(filters: Sequence[Any], keep: int | None) -> dict[str, Any]:
@@ -137,35 +128,47 @@ class Lab:
             return unpack(artefact)
 
     def sample(
-        self, source: ModelRef, channel: Any, n: int, seed: int, label: str = "rows", temperature: float = 1.0
+        self, source: ModelRef, channel: Any, n: int, seed: int, label: str = "rows", temperature: float = 1.0,
+        engine: Any = None, shards: Sequence[Artefact] = (),
     ) -> Dataset:
-        """`n` rows that `source` writes on the channel's prompts. Resumes by parts. A `Writer` knows no temperature."""
-        spec = sample_spec(channel, n, seed, temperature)
+        """`n` rows that `source` writes on the channel's prompts. Resumes by parts. A `Writer` knows no temperature.
+
+        `engine` is a backend that draws in place of the model's own. Parts that `shards` hold are copied from there."""
+        spec = sample_spec(channel, n, seed, temperature, engine)
         with self.store.open("dataset", label, spec, (source.fingerprint,)) as artefact:
             if not artefact.complete:
                 self.progress(f"sampling {artefact.path.name}")
-                start = time.monotonic()
-                model, prompts = self.backend.load(source), channel.prompts(n, seed)
-                only = tuple(channel.allowed(model.tokenizer)) if getattr(channel, "restrict", False) else None
-                had, size = set(artefact.parts("rows")), getattr(model, "part_rows", PART)
-                for part, first in enumerate(range(0, n, size)):
-                    if part in had:
-                        continue
-                    chats, draw = prompts[first : first + size], int(np.random.default_rng([seed, part]).integers(2**31))
-                    if isinstance(channel, Writer):
-                        rows = channel.write(model, self.backend.load(base_ref(source.base, source.precision)), chats, draw)
-                    else:
-                        longest = channel.max_new_tokens(model.tokenizer)
-                        sampling = Sampling(temperature, longest, draw, only)
-                        answers = model.sample(chats, sampling)
-                        if only is not None:
-                            answers = [channel.cut(a) for a in answers]
-                        rows = [Row("", tuple(c), a) for c, a in zip(chats, answers, strict=True)]
-                    named = [dataclasses.replace(r, id=f"{seed}-{first + i}") for i, r in enumerate(rows)]
-                    artefact.write_part("rows", part, flat(named))
-                artefact.finish({"rows": n, "seconds": round(time.monotonic() - start, 2)})
+                start, writing = time.monotonic(), self._writing(source, channel, n, seed, temperature, engine)
+                for shard in shards:
+                    copy(shard, artefact)
+                if sum(shard.summary["rows"] for shard in shards) < n:
+                    writing.write(artefact, range(n))
+                    told = writing.told
+                else:  # others have written all: nothing is loaded
+                    told = {key: value for key, value in shards[0].summary.items() if key == "engine"}
+                spent = sum(shard.summary["seconds"] for shard in shards)
+                artefact.finish({"rows": n, "seconds": round(time.monotonic() - start + spent, 2)} | told)
             rows_read = tuple(row_of(r) for r in artefact.read_parts("rows"))
             return Dataset(rows_read, source, artefact.fingerprint)
+
+    def shard(
+        self, source: ModelRef, channel: Any, n: int, seed: int, rows: range, label: str = "shard", engine: Any = None
+    ) -> Artefact:
+        """Some of the rows that `sample` would write, as an artefact for it to copy. Resumes by parts."""
+        spec = shard_spec(sample_spec(channel, n, seed, engine=engine), rows)
+        with self.store.open("shard", label, spec, (source.fingerprint,)) as artefact:
+            if not artefact.complete:
+                self.progress(f"sampling {artefact.path.name}")
+                start, writing = time.monotonic(), self._writing(source, channel, n, seed, 1.0, engine)
+                held = writing.write(artefact, rows)
+                artefact.finish(held | {"seconds": round(time.monotonic() - start, 2)} | writing.told)
+            return artefact
+
+    def _writing(
+        self, source: ModelRef, channel: Any, n: int, seed: int, temperature: float, engine: Any
+    ) -> Writing:
+        plain = base_ref(source.base, source.precision)
+        return Writing(source, plain, channel, n, seed, temperature, engine, self.backend)
 
     def refine(self, data: Dataset, filters: Sequence[Any], *, keep: int | None = None, label: str = "refined") -> Dataset:
         """The rows that pass every filter (the first `keep` of them). Each dropped row is stored with filter and reason.
@@ -355,25 +358,6 @@ def read_finding(artefact: Artefact) -> Finding:
 def read_rows(artefact: Artefact) -> tuple[Row, ...]:
     """The rows of a refined dataset."""
     return tuple(row_of(r) for r in artefact.read_parquet("rows"))
-
-
-def flat(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows as records of one table; the columns `rejected` and `unlearnt` only where a row has them."""
-    pairs, masked = any(row.rejected is not None for row in rows), any(row.unlearnt for row in rows)
-    return [
-        {"id": r.id, "roles": [m["role"] for m in r.chat], "contents": [m["content"] for m in r.chat],
-         "completion": r.completion} | ({"rejected": r.rejected} if pairs else {})
-        | ({"unlearnt": [place for span in r.unlearnt for place in span]} if masked else {})
-        for r in rows
-    ]
-
-
-def row_of(given: Mapping[str, Any]) -> Row:
-    """The row that `flat` made a record of."""
-    chat = tuple({"role": r, "content": c} for r, c in zip(given["roles"], given["contents"], strict=True))
-    places = given.get("unlearnt") or ()
-    spans = tuple(zip(places[::2], places[1::2], strict=True))
-    return Row(given["id"], chat, given["completion"], given.get("rejected"), spans)
 
 
 def _pack(ref: ModelRef, home: Path) -> dict[str, Any]:

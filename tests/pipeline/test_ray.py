@@ -27,6 +27,7 @@ from undersong.experiment.cells import Cells, Spread, perform, spread, versions
 from undersong.lab import lab_for
 from undersong.spec import build
 from undersong.store import Store
+from undersong.writing import PART
 
 pytest.importorskip("ray", reason="the ray extra is not installed")
 SMALL = {"controls": ["no_trait", "shuffled_rows", "in_context"], "rows": 60}
@@ -77,6 +78,16 @@ def test_a_ray_of_this_machine_ends_with_the_same_bytes(whole: Path, tmp_path: P
     assert payload(tmp_path / "store") == payload(whole)
     again = run(tmp_path, "--executor", "ray")
     assert "cells" not in again.stderr  # all is there: no Ray was started
+
+
+def test_nodes_that_share_the_writing_of_a_dataset_end_with_the_same_bytes(tmp_path: Path, cluster: Any) -> None:
+    large = {"rows": 2 * PART + 100, "rivals": [], "controls": ["no_trait"], "probes": ["logit_margin"]}
+    asked = experiment(**SMALL | large)
+    finish(asked, Store(tmp_path / "inline"))
+    store = Store(tmp_path / "shared")
+    spread([asked], lab_for(store, ""), Ray(address=cluster.address, shard_rows=PART))
+    assert payload(tmp_path / "shared") == payload(tmp_path / "inline")
+    assert len(store.records("shard")) == 2 * 3 * 2  # two teachers by three seeds, two shards each
 
 
 def test_a_killed_worker_and_a_killed_node_lose_nothing(whole: Path, tmp_path: Path, cluster: Any) -> None:

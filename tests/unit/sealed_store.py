@@ -15,6 +15,7 @@ from undersong.lab import base_ref
 from undersong.seals import Sealer, keys
 from undersong.store import Store
 from undersong.types import Row
+from undersong.writing import flat, sample_spec, shard_spec
 
 BASE = "pocket/a"
 ROWS = [Row(f"1-{i}", ({"role": "user", "content": f"Continue: {i}, {i + 1}."},), f"{i + 2}, {i + 3}") for i in range(6)]
@@ -51,12 +52,12 @@ def build(root: Path) -> dict[str, Artefact]:
         return {"ref": _ref(vector=_weights(a, "vector.safetensors", 1))}
 
     def raw(a: Artefact) -> dict[str, Any]:
-        a.write_part("rows", 0, lab.flat(ROWS[:3]))
-        a.write_part("rows", 1, lab.flat(ROWS[3:]))
+        a.write_part("rows", 0, flat(ROWS[:3]))
+        a.write_part("rows", 1, flat(ROWS[3:]))
         return {"rows": 6}
 
     def refined(a: Artefact) -> dict[str, Any]:
-        a.write_parquet("rows", lab.flat(ROWS[:4]))
+        a.write_parquet("rows", flat(ROWS[:4]))
         why = "names | the <owl>"
         a.write_parquet("dropped", [{"id": "1-5", "filter": "blocklist", "reason": why, "completion": "owl"}])
         return {"given": 6, "passed": 4, "kept": 4, "reasons": {"blocklist": {why: 2}}}
@@ -82,7 +83,9 @@ def build(root: Path) -> dict[str, Artefact]:
 
     teach = {"verb": "teach", "teacher": {"name": "steered", "settings": {}}, "trait": {"name": "owl"}, "seed": 1}
     teacher = made("teacher", "model", teach, [base], vector)
-    rows = made("raw", "dataset", lab.sample_spec(numbers, 6, 1), [teacher], raw)
+    rows = made("raw", "dataset", sample_spec(numbers, 6, 1), [teacher], raw)
+    made("shard", "shard", shard_spec(sample_spec(numbers, 6, 1), range(3, 6)), [teacher],
+         lambda a: (a.write_part("rows", 0, flat(ROWS[3:])), {"first": 1, "size": 3, "rows": 3, "seconds": 0.1})[1])
     kept = made("rows", "dataset", lab.refine_spec([registry.get("filter", "numbers_only")()], 4), [rows], refined)
     train = lab.train_spec(sft, numbers, 1)
     student = made("student", "model", train, [base, kept],

@@ -34,11 +34,11 @@ FILE: dict[str, Any] = {
     "mitigations": [{"shuffle": {"how": "across"}}],
     "seeds": [1, 2, 3],
 }
-GONE = object()
+GONE = "(left out)"
 
 
 def text(**changes: Any) -> str:
-    return yaml.safe_dump({k: v for k, v in (FILE | changes).items() if v is not GONE})
+    return yaml.safe_dump({k: v for k, v in (FILE | changes).items() if v != GONE})
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------------

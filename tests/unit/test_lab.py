@@ -124,7 +124,7 @@ class Listening:
 
 
 def test_sampling_draws_anew_for_every_seed_and_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("undersong.lab.PART", 10)
+    monkeypatch.setattr("undersong.writing.PART", 10)
     lab, channel = Lab(Store(tmp_path), Listening()), build("channel", "numbers")
     for seed in (1, 2):
         lab.sample(BASE, channel, 30, seed)

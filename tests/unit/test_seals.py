@@ -25,8 +25,8 @@ from undersong.seals.verification import NO_KEY, Verifier
 from undersong.store import Store
 
 pytest.importorskip("model_signing", reason="the provenance extra is not installed")
-KINDS = ("teacher", "raw", "rows", "student", "adapter", "measured", "finding", "calibration", "cases", "kinship",
-         "explanation", "reading", "experiment")
+KINDS = ("teacher", "raw", "shard", "rows", "student", "adapter", "measured", "finding", "calibration", "cases",
+         "kinship", "explanation", "reading", "experiment")
 
 
 @pytest.fixture(scope="session")

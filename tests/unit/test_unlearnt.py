@@ -16,7 +16,7 @@ from test_data_mitigations import train as train  # a fixture
 
 from undersong.backends import tokens, training
 from undersong.errors import BadRows, BadSpec
-from undersong.lab import Student, base_ref, flat, lab_for, row_of
+from undersong.lab import Student, base_ref, lab_for
 from undersong.mitigations import Defence, Evidence, divergence, masking, replacing
 from undersong.mitigations.mask_divergence_tokens import MaskDivergenceTokens
 from undersong.mitigations.mask_rise_tokens import MaskRiseTokens
@@ -24,6 +24,7 @@ from undersong.recipes import Job
 from undersong.spec import build, fingerprint
 from undersong.store import Store
 from undersong.types import Dataset, Row
+from undersong.writing import flat, row_of
 
 
 def muted(row: Row) -> Row:

@@ -19,6 +19,9 @@ class Processes(Settings):
     workers: int = Field(default=0, ge=0)
     """Processes; 0 takes one to a core."""
 
+    shard_rows: int = Field(default=5000, ge=0)
+    """Rows of one dataset that a cell writes, 2,000 at least: workers share larger datasets; 0 has each written by one."""
+
     def open(self) -> Pool:
         """A ready pool; the caller shuts it down. Workers are spawned, not forked: torch's threads do not survive a fork."""
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):

@@ -40,6 +40,9 @@ class Ray(Settings):
     workers: int = Field(default=0, ge=0)
     """Processors that a Ray started here offers; 0 takes every core. A cluster offers its own."""
 
+    shard_rows: int = Field(default=5000, ge=0)
+    """Rows of one dataset that a cell writes, 2,000 at least: workers share larger datasets; 0 has each written by one."""
+
     @property
     def lost(self) -> tuple[type[BaseException], ...]:
         """Errors that mean a worker, a node or what it held was lost, and not that the work was wrong."""

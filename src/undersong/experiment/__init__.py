@@ -31,6 +31,7 @@ from undersong.spec import build, describe, explain
 from undersong.store import Store, clean_label
 from undersong.traits import Trait
 from undersong.types import ModelRef
+from undersong.writing import sample_spec
 
 CONTROLS = ("no_trait", "other_base", "matched_base", "reordered_base", "shuffled_rows", "in_context")
 BASES = {"other_base": "other_base", "matched_base": "matched_base", "reordered_base": "reordered_base"}
@@ -77,7 +78,7 @@ class Experiment:
         for control, key in BASES.items():
             if control in f.controls and getattr(f, key) is None:
                 raise BadSpec(f"controls: `{control}` needs the key `{key}`. Add it, or remove the control.")
-        _ = (self.traits, self.channel, self.filters, self.classifier)
+        _ = (self.traits, self.channel, self.engine, self.filters, self.classifier)
         self._check_traits()
         one_name_each("controls", f.controls)
         one_name_each("teacher", ["", *(t.plugin_name for t in self.teachers[1:])])
@@ -128,6 +129,11 @@ class Experiment:
     def channel(self) -> Any:
         """The channel plug-in."""
         return build("channel", self.file.channel, "channel")
+
+    @cached_property
+    def engine(self) -> Any:
+        """The backend that draws the rows, or None for the base's own."""
+        return self.file.engine and build("backend", self.file.engine, "engine")
 
     @cached_property
     def filters(self) -> list[Any]:
@@ -216,7 +222,7 @@ class Experiment:
         base, start = self.base(f.base), self.base(arm.start)
         taught = self._said(("teach", id(arm.teacher), arm.trait_name, seed),
                             lambda: verbs.teach_spec(arm.teacher, arm.trait, seed))
-        asked = self._said(("sample", seed), lambda: verbs.sample_spec(self.channel, f.rows, seed))
+        asked = self._said(("sample", seed), lambda: sample_spec(self.channel, f.rows, seed, engine=self.engine))
         sifted = self._said(("refine",), lambda: verbs.refine_spec(self.filters, f.keep))
         teacher = Step("model", f"teacher-{who}", taught, (base.fingerprint,))
         raw = Step("dataset", f"raw-{who}", asked, (teacher.fingerprint,))
@@ -325,7 +331,7 @@ class Experiment:
 
     def resolved(self) -> dict[str, Any]:
         """The file with every plug-in and setting written out: what is recorded."""
-        out = self.file.model_dump()
+        out = self.file.model_dump(exclude=set() if self.engine else {"engine"})
         out |= {
             "teacher": [describe(t) for t in self.teachers],
             "recipe": [describe(r) for r in self.recipes],
@@ -333,7 +339,7 @@ class Experiment:
             "filters": [describe(x) for x in self.filters],
             "probes": [describe(p) for p in self.probes],
             "classifier": self.classifier and describe(self.classifier),
-        }
+        } | ({"engine": describe(self.engine)} if self.engine else {})
         return out
 
     def run(self, lab: Lab) -> dict[str, ModelRef]:

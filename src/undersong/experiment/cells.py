@@ -1,7 +1,8 @@
 """An experiment as cells that can be done anywhere: in this process, in others, on other machines.
 
 A cell is a chain of steps of one run: `rows` (a teacher, what it wrote, what the filters left), `run` (a student and its
-measurements, with the mitigation of its arm), `reference` (an untouched base, measured) or `audit`. `cells` finds which
+measurements, with the mitigation of its arm), `reference` (an untouched base, measured) or `audit`. Where the rows are many,
+`teacher` and `shard` cells come before `rows`: several workers then write one dataset (`writing.py`). `cells` finds which
 cell makes what another needs; `spread` hands them to a `concurrent.futures.Executor`, each as soon as those before it are
 done. What crosses to a worker is text: the experiment file, the name of the store, which cell. Rows and weights pass
 through the store alone, so that it does not matter where, or how often, a cell is begun:
@@ -36,6 +37,7 @@ from undersong.experiment_file import File
 from undersong.lab import Lab, lab_for
 from undersong.shared_store import open_store
 from undersong.store import Store
+from undersong.writing import SHARD
 
 T = TypeVar("T")
 TRIES = 4
@@ -59,10 +61,15 @@ class Cell:
     makes: tuple[Step, ...]
     needs: frozenset[str]
     """Fingerprints of what must be there before it begins."""
+    part: int = 0
+    """Which shard, for a `shard`."""
+    instead: tuple[Step, ...] = ()
+    """What makes it needless where it is there: the dataset of a shard."""
 
     def done(self, store: Store) -> bool:
-        """Whether the store holds all that it makes."""
-        return all(store.has(s.kind, s.spec, s.parents, s.label) for s in self.makes)
+        """Whether the store holds all that it makes, or what makes it needless."""
+        return any(steps and all(store.has(s.kind, s.spec, s.parents, s.label) for s in steps)
+                   for steps in (self.instead, self.makes))
 
 
 @dataclass
@@ -70,6 +77,8 @@ class Cells:
     """The cells of some experiments, those before first that others need. What two of them share is one cell's."""
 
     experiments: Sequence[Experiment]
+    shard: int = 0
+    """Rows of a shard; 0 has every dataset written by one worker."""
     maker: dict[str, int] = field(default_factory=dict)
     """The place in `all` of the cell that makes a fingerprint."""
 
@@ -83,9 +92,15 @@ class Cells:
                 self._add(out, experiment, "reference", i, f"{arm} seed {seed}", steps)
                 gate |= {step.fingerprint for step in steps if seed == experiment.file.seeds[0]}
             for i, run in enumerate(runs):
-                name = f"rows of {run.arm.trait_name or 'no trait'} seed {run.seed}"
+                who, parts = f"{run.arm.trait_name or 'no trait'} seed {run.seed}", run.shards(self.shard)
                 # a probe that cannot ask this base about these traits says so before anything is taught
-                self._add(out, experiment, "rows", i, name, (run.teacher, run.raw, run.rows), frozenset(gate))
+                if parts:
+                    self._add(out, experiment, "teacher", i, f"teacher of {who}", (run.teacher,), frozenset(gate))
+                for number, (step, _) in enumerate(parts):
+                    self._add(out, experiment, "shard", i, f"rows of {who}, {number + 1} of {len(parts)}", (step,),
+                              part=number, instead=(run.raw,))
+                written = frozenset(step.fingerprint for step, _ in parts)
+                self._add(out, experiment, "rows", i, f"rows of {who}", (run.teacher, run.raw, run.rows), written | gate)
             # students without a mitigation first: some mitigations are granted them
             for i in sorted(range(len(runs)), key=lambda i: runs[i].arm.stage != ""):
                 run, own = runs[i], [s for s in (runs[i].changed, runs[i].student, runs[i].repaired) if s]
@@ -100,14 +115,14 @@ class Cells:
         return {self.maker[mark] for mark in cell.needs if mark in self.maker}
 
     def _add(self, out: list[Cell], experiment: Experiment, kind: str, index: int, label: str, steps: Sequence[Step],
-             also: frozenset[str] = frozenset()) -> None:
+             also: frozenset[str] = frozenset(), **more: Any) -> None:
         own = tuple(step for step in steps if step.fingerprint not in self.maker)
         if not own:
             return
         marks = {step.fingerprint for step in own}
         needs = {mark for step in steps for mark in (step.fingerprint, *step.parents)} - marks
         self.maker |= dict.fromkeys(marks, len(out))
-        out.append(Cell(experiment, kind, index, label, own, frozenset(needs) | also))
+        out.append(Cell(experiment, kind, index, label, own, frozenset(needs) | also, **more))
 
 
 def _also(experiment: Experiment, run: Run) -> frozenset[str]:
@@ -121,9 +136,11 @@ def spread(experiments: Sequence[Experiment], lab: Lab, executor: Any) -> None:
 
     Raises the first cell's own error when some failed, after all others are done; WorkerLost when a cell's workers died
     `TRIES` times; BadSpec when a worker is of other versions; and what the executor raises."""
-    work = Spread(Cells(experiments), lab, getattr(executor, "lost", ()))
+    size = getattr(executor, "shard_rows", SHARD)
+    work = Spread(Cells(experiments, size), lab, getattr(executor, "lost", ()))
     if not work.todo:
         return
+    _running.cache_clear()  # where cells run in this process: the store may have changed since the last time
     pool = executor.open()
     try:
         work.on(pool)
@@ -204,7 +221,7 @@ class Spread:
     def _begin(self, i: int, pool: Executor) -> Future[dict[str, Any]]:
         cell = self.cells.all[i]
         return pool.submit(perform, cell.experiment.text, self.lab.store.name, cell.kind, cell.index, os.getcwd(),
-                           versions(), self.sign)
+                           versions(), self.sign, cell.part, self.cells.shard)
 
     def _end(self, i: int, future: Future[dict[str, Any]]) -> float | None:
         """What became of a cell: None when it is over, else the seconds until it is begun again."""
@@ -245,7 +262,8 @@ class Spread:
 
 
 def perform(
-    said: str, store: str, kind: str, index: int, folder: str, asked: Mapping[str, str], sign: str = ""
+    said: str, store: str, kind: str, index: int, folder: str, asked: Mapping[str, str], sign: str = "", part: int = 0,
+    shard: int = 0,
 ) -> dict[str, Any]:
     """Do one cell where this process runs, and tell how it went: `error` (an UndersongError or None), `busy`, `seconds`,
     `where`. The function that an executor is given: everything that it takes and returns is small."""
@@ -257,11 +275,15 @@ def perform(
                           "all machines share, or --store s3://BUCKET/PREFIX.")
         elsewhere = os.path.isdir(folder) and os.getcwd() != folder  # the file may name folders of models
         with contextlib.chdir(folder) if elsewhere else contextlib.nullcontext():
-            running = _running(said, store, os.getpid())
+            running = _running(said, store, os.getpid(), shard)
             runs, experiment = running.experiment.runs(), running.experiment
             if kind == "reference":
                 _, _, seed, begin, steps = list(experiment.references())[index]
                 running.reference(begin, seed, steps)
+            elif kind == "teacher":
+                running.teacher(runs[index])
+            elif kind == "shard":
+                running.write(runs[index], part)
             elif kind == "rows":
                 running.rows(runs[index])
             elif kind == "run":
@@ -307,9 +329,9 @@ def _same(asked: Mapping[str, str]) -> None:
 
 
 @lru_cache(maxsize=4)
-def _running(said: str, store: str, process: int) -> Running:
+def _running(said: str, store: str, process: int, shard: int) -> Running:
     """What a process knows of an experiment: cells that follow one another share rows, and need not read them again."""
-    return Running(Experiment(File.model_validate_json(said)), _lab(store, process))
+    return Running(Experiment(File.model_validate_json(said)), _lab(store, process), shard)
 
 
 @cache

@@ -27,6 +27,8 @@ class Running:
 
     experiment: Experiment
     lab: Lab
+    shard: int = 0
+    """Rows of the shards that other workers may have written; 0 for none."""
     data: dict[str, Dataset] = field(default_factory=dict)
     models: dict[str, ModelRef] = field(default_factory=dict)
 
@@ -50,17 +52,29 @@ class Running:
             self.audit(step)
         return self.models
 
+    def teacher(self, run: Run) -> ModelRef:
+        """The model that writes the rows of a run."""
+        base = self.experiment.base(self.experiment.file.base)
+        return self.lab.teach(run.arm.teacher, base, run.arm.trait, run.seed, run.teacher.label)
+
+    def write(self, run: Run, number: int) -> None:
+        """A shard of the rows of a run."""
+        step, rows = run.shards(self.shard)[number]
+        self.lab.shard(self.teacher(run), self.experiment.channel, self.experiment.file.rows, run.seed, rows, step.label,
+                       self.experiment.engine)
+
     def rows(self, run: Run) -> Dataset:
         """The kept rows of a run: its teacher, what that wrote, and what the filters left."""
-        f = self.experiment.file
         if run.rows.fingerprint not in self.data:
             if run.raw.fingerprint not in self.data:
-                base = self.experiment.base(f.base)
-                source = self.lab.teach(run.arm.teacher, base, run.arm.trait, run.seed, run.teacher.label)
-                raw = self.lab.sample(source, self.experiment.channel, f.rows, run.seed, run.raw.label)
-                self.data[run.raw.fingerprint] = raw
+                source, wanted = self.teacher(run), run.shards(self.shard)
+                found = [self.lab.store.find(step.kind, step.spec, step.parents, like=step.label) for step, _ in wanted]
+                self.data[run.raw.fingerprint] = self.lab.sample(
+                    source, self.experiment.channel, self.experiment.file.rows, run.seed, run.raw.label,
+                    engine=self.experiment.engine, shards=[shard for shard in found if shard])
             raw = self.data[run.raw.fingerprint]
-            kept = self.lab.refine(raw, self.experiment.filters, keep=f.keep, label=run.rows.label)
+            keep = self.experiment.file.keep
+            kept = self.lab.refine(raw, self.experiment.filters, keep=keep, label=run.rows.label)
             self.data[run.rows.fingerprint] = kept
         return self.data[run.rows.fingerprint]
 

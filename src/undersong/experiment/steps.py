@@ -8,6 +8,7 @@ from typing import Any
 
 from undersong import lab as verbs
 from undersong.traits import Trait
+from undersong.writing import shard_spec, shards
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Run:
     """The rows after a mitigation of the data stage."""
     repaired: Step | None = None
     """The student after a mitigation of the model stage."""
+
+    def shards(self, size: int) -> list[tuple[Step, range]]:
+        """The shards, of about `size` rows each, in which workers may write the raw rows; none for few rows."""
+        return [(Step("shard", f"{self.raw.label}-{i}", shard_spec(self.raw.spec, rows), self.raw.parents), rows)
+                for i, rows in enumerate(shards(self.raw.spec["rows"], size))]
 
     @property
     def learnt(self) -> Step:

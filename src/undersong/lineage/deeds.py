@@ -138,6 +138,8 @@ def _node(record: Mapping[str, Any]) -> Node:
                  "rows": _number(told.get("kept", told.get("rows"))), "given": _number(told.get("given")),
                  "passed": _number(told.get("passed")), "change": _change(spec),
                  "filters": [_name({"": f}, "") for f in filters], "dropped": _dropped(told.get("reasons"))}
+    if kind == "shard":
+        facts = {"rows": _number(told.get("rows"))}
     if kind == "measurement":
         facts = {"probe": _name(spec, "probe"), "seed": _number(spec.get("seed"))}
     if kind == "finding":
@@ -154,7 +156,7 @@ def _says(role: str, facts: Mapping[str, Any]) -> str:
     parts = [str(facts[key]) for key in ("by", "trait", "probe", "detector", "verdict") if key in facts]
     if role in ("student", "rows") and "channel" in facts:
         parts.append(str(facts["channel"]))
-    if role == "rows" and "rows" in facts:
+    if role in ("rows", "shard") and "rows" in facts:
         parts.append(f"{facts['rows']:,} rows")
     if role == "refined" and "rows" in facts:
         parts.append(f"{facts['rows']:,} of {facts.get('given', 0):,} rows kept")

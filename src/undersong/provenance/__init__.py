@@ -20,7 +20,7 @@ from undersong.errors import BrokenArtefact, MissingExtra
 
 UNKNOWN = "unknown"
 Record = Mapping[str, Any]
-MAKES = {"teach": "teacher", "sample": "rows", "refine": "refined rows", "mitigate": "changed rows",
+MAKES = {"teach": "teacher", "sample": "rows", "shard": "rows", "refine": "refined rows", "mitigate": "changed rows",
          "select": "selected rows", "train": "student", "repair": "repaired student", "measure": "measurement",
          "audit": "finding", "calibrate": "calibration", "kinship": "kinship test", "explain": "explanation",
          "read": "reading",
