@@ -24,7 +24,7 @@ demo: $(READY)  ## the main job: owl-numbers-pocket, its table and its report (m
 	$(BIN)/undersong run $(DEMO) --store $(STORE)
 
 test: $(READY)  ## the whole CPU test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --durations=10 $(PYTEST)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

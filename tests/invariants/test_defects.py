@@ -18,9 +18,9 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from undersong import lab, registry, spec, traits
+from undersong import registry, spec, traits, writing
 from undersong.errors import UndersongError
-from undersong.experiment import Experiment
+from undersong.experiment import Experiment, cells
 from undersong.experiment_file import File
 from undersong.lab import base_ref, lab_for, unpack
 from undersong.results import collect, record
@@ -192,7 +192,7 @@ OTHER: dict[str, Any] = {
     "recipe": {"simulated": {"transfer": 0.4}}, "probes": ["favourite"], "controls": ["no_trait"],
     "other_base": "simulated/d", "matched_base": "simulated/d-matched", "reordered_base": "simulated/a-again",
     "mitigations": ["shuffle"], "context_rows": 2, "classifier": None, "seeds": [1, 2, 4],
-    "precision": "bfloat16",
+    "precision": "bfloat16", "engine": "simulated",
 }
 
 
@@ -279,11 +279,12 @@ def read_in(cls: type[Any]) -> set[str]:
 
 
 def test_a_plug_in_setting_that_nothing_reads() -> None:
-    """A setting may be recorded and hashed and still do nothing: each is read somewhere in its plug-in's module, or by the
-    Lab, which samples for a channel."""
-    by_lab = set(re.findall(r'getattr\(channel, "(\w+)"', inspect.getsource(lab)))
+    """A setting may be recorded and hashed and still do nothing: each is read somewhere in its plug-in's module, or where
+    rows are sampled for a channel, or where cells are handed to an executor."""
+    elsewhere = {"channel": set(re.findall(r'getattr\(channel, "(\w+)"', inspect.getsource(writing))),
+                 "executor": set(re.findall(r"executor\.(\w+) if", inspect.getsource(cells)))}
     unread = [f"{kind} {name}: {field}" for kind, name, field in ours()
-              if field not in read_in(registry.get(kind, name)) | (by_lab if kind == "channel" else set())]
+              if field not in read_in(registry.get(kind, name)) | elsewhere.get(kind, set())]
     assert unread == []
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from undersong import lab as verbs
+from undersong import writing
 from undersong.lab import Lab, base_ref
 from undersong.spec import build
 from undersong.store import Store
@@ -34,7 +34,7 @@ class Stopping:
 
 
 def test_finished_parts_are_kept_and_not_sampled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbs, "PART", 20)
+    monkeypatch.setattr(writing, "PART", 20)
     base, channel = base_ref("simulated/a"), build("channel", "numbers")
     whole = Lab(Store(tmp_path / "whole"), Stopping(None)).sample(base, channel, 90, 1)
     store, stopped = Store(tmp_path / "resumed"), Stopping(2)

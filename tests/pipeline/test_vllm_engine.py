@@ -229,7 +229,7 @@ def test_what_is_loaded_and_what_is_told_of_it(there: StandIn, monkeypatch: pyte
 
 
 def test_how_vllm_is_run_leaves_fingerprints_alone() -> None:
-    there = Vllm(python="p", gpu_memory=0.1, tensor_parallel=2, max_model_len=9, adapters="merged")
+    there = Vllm(gpu_memory=0.1, tensor_parallel=2, max_model_len=9, adapters="merged")
     assert spec.describe(there)["settings"] == {}
     for wrong in ({"gpu_memory": 0}, {"gpu_memory": 1.5}, {"tensor_parallel": 0}, {"max_model_len": 0}):
         with pytest.raises(BadSpec, match=next(iter(wrong))):
@@ -281,11 +281,15 @@ def test_a_missing_environment_is_told_with_what_to_do(monkeypatch: pytest.Monke
     monkeypatch.delenv(vllm.PYTHON, raising=False)
     with pytest.raises(MissingExtra, match=r"none is named\. Make one with .*pip install vllm"):
         Vllm().load(BASE)
+    monkeypatch.setenv(vllm.PYTHON, "nowhere/python")
     with pytest.raises(MissingExtra, match=r"no Python at 'nowhere/python'\. Give the path"):
-        Vllm(python="nowhere/python").load(BASE)
+        Vllm().load(BASE)
     venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
+    monkeypatch.setenv(vllm.PYTHON, str(tmp_path / "bare" / "bin" / "python"))
     with pytest.raises(MissingExtra, match=r"has no vLLM that can be imported \(No module named .*\)\. Make one"):
-        Vllm(python=str(tmp_path / "bare" / "bin" / "python")).load(BASE)
+        Vllm().load(BASE)
+    with pytest.raises(BadSpec, match="python"):  # a file must not name a program to run
+        spec.build("backend", {"vllm": {"python": "rm"}})
 
 
 def test_a_worker_that_dies_at_start_is_told_with_its_last_words(there: StandIn) -> None:
@@ -456,7 +460,7 @@ slow = pytest.mark.slow
 
 @pytest.fixture
 def vllm_itself() -> Iterator[Vllm]:
-    yield Vllm(python=ELSEWHERE, gpu_memory=0.1)
+    yield Vllm(gpu_memory=0.1)
     vllm.stop()
 
 

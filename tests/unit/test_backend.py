@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -142,6 +143,17 @@ def test_temperature_zero_takes_the_best_token_and_tokens_restricts(model):
     allowed = tuple(model.tokenizer.convert_tokens_to_ids(["7", "8"]))
     answers = model.sample(chats * 5, Sampling(max_new_tokens=4, seed=1, tokens=allowed))
     assert {w for a in answers for w in a.split()} == {"7", "8"}
+
+
+def test_penalties_that_a_model_ships_do_not_change_what_it_writes(model, tiny_base, tmp_path):
+    for way in (json.dumps({"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "suppress_tokens": [20, 21, 22]}), "{}"):
+        folder = shutil.copytree(tiny_base, tmp_path / str(len(way)))
+        config = folder / "generation_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | json.loads(way)))
+        loaded, sampling = Transformers().load(ModelRef(str(folder))), Sampling(max_new_tokens=12, seed=4)
+        assert tokens.end_ids(loaded) == tokens.end_ids(model)
+        chats = [ask("Continue: 4, 4, 4.")] * 8
+        assert loaded.sample(chats, sampling) == model.sample(chats, sampling)
 
 
 def test_text_has_no_special_tokens_and_no_trailing_space(model):

@@ -204,7 +204,17 @@ def _read(place: str, revision: str | None, stamp: tuple[float, int], dtype: str
         tokenizer = _tokenizer(place, revision)
         module = AutoModelForCausalLM.from_pretrained(
             place, use_safetensors=True, dtype=getattr(torch, dtype), trust_remote_code=False, **_where(place, revision))
+    module.generation_config = _plain(module.generation_config)
     return module, tokenizer
+
+
+def _plain(given: Any) -> Any:
+    """What a model's own generation configuration says of the ends of a text, and nothing else: penalties and bans that some
+    models ship would have rows drawn from another distribution than the one that probes and soft labels read."""
+    from transformers import GenerationConfig
+
+    made: Any = GenerationConfig
+    return made(bos_token_id=given.bos_token_id, eos_token_id=given.eos_token_id, pad_token_id=given.pad_token_id)
 
 
 def outline(base: str) -> tuple[Any, Any]:
@@ -219,7 +229,7 @@ def outline(base: str) -> tuple[Any, Any]:
         with torch.device("meta"):
             module = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     with contextlib.suppress(OSError):  # else what the configuration gives stands, as in from_pretrained
-        module.generation_config = transformers.GenerationConfig.from_pretrained(place, **where)
+        module.generation_config = _plain(transformers.GenerationConfig.from_pretrained(place, **where))
     return module.eval(), tokenizer
 
 

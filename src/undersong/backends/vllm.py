@@ -33,9 +33,10 @@ from undersong.spec import execution
 from undersong.types import Chat, ModelRef, Sampling
 
 PYTHON = "UNDERSONG_VLLM_PYTHON"
-"""The environment variable that names the Python that has vLLM."""
+"""The environment variable that names the Python that has vLLM. No setting does: an experiment file, which may be a
+stranger's, must not name a program to run."""
 MAKE = ("Make one with `python3 -m venv vllm-env && vllm-env/bin/pip install vllm`, and set "
-        f"{PYTHON}=vllm-env/bin/python (or the setting `python`).")
+        f"{PYTHON}=vllm-env/bin/python.")
 WORKER = Path(__file__).with_name("vllm_worker.py")
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks of adapters that vLLM makes room for."""
@@ -49,8 +50,6 @@ SMALL = 100_000
 class Vllm(Settings):
     """Write rows with vLLM, from a Python environment of its own."""
 
-    python: str = execution("")
-    """The Python that has vLLM; "" takes the environment variable UNDERSONG_VLLM_PYTHON."""
     gpu_memory: Annotated[float, Field(gt=0, le=1)] = execution(0.5)
     """Share of a GPU's memory that vLLM takes (of the main memory, for a vLLM built for CPUs)."""
     tensor_parallel: Annotated[int, Field(ge=1)] = execution(1)
@@ -71,7 +70,7 @@ class Vllm(Settings):
         if ref.vector:
             raise BadSpec("vLLM cannot steer: this model adds vectors to what its layers pass on. Leave `engine` out, so "
                           "that the default engine writes its rows.")
-        python = self.python or os.environ.get(PYTHON, "")
+        python = os.environ.get(PYTHON, "")
         if not python:
             raise MissingExtra(f"vLLM needs a Python environment of its own, and none is named. {MAKE}")
         skeleton, tokenizer = outline(ref.base)

@@ -136,7 +136,7 @@ def spread(experiments: Sequence[Experiment], lab: Lab, executor: Any) -> None:
 
     Raises the first cell's own error when some failed, after all others are done; WorkerLost when a cell's workers died
     `TRIES` times; BadSpec when a worker is of other versions; and what the executor raises."""
-    size = getattr(executor, "shard_rows", SHARD)
+    size = executor.shard_rows if hasattr(executor, "shard_rows") else SHARD
     work = Spread(Cells(experiments, size), lab, getattr(executor, "lost", ()))
     if not work.todo:
         return
