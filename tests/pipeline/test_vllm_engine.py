@@ -442,6 +442,17 @@ def test_the_worker_ends_when_its_owner_is_killed(there: StandIn, tmp_path: Path
     assert gone(pid)
 
 
+def test_the_worker_gives_way_to_a_model_that_takes_a_gpu(there: StandIn) -> None:
+    model, asked = Vllm().load(BASE), chats(3)
+    first, before = model.sample(asked, Sampling(1.0, 8, 5)), there.pid
+    Transformers(device="cpu").load(BASE)
+    assert psutil.pid_exists(before)
+    Transformers(device="meta").load(BASE)  # any device but the processor
+    assert gone(before)
+    assert model.sample(asked, Sampling(1.0, 8, 5)) == first
+    assert there.pid != before
+
+
 def test_a_process_that_ends_leaves_no_worker_and_no_folder(there: StandIn, tmp_path: Path) -> None:
     code = ("from undersong.backends.vllm import Vllm\nfrom undersong.types import ModelRef\n"
             "Vllm().load(ModelRef('pocket/a'))")

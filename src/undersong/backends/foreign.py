@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,16 @@ PATIENCE = 10
 SHOWN = 6
 """Lines of its log that an error shows, each of at most WIDTH characters."""
 WIDTH = 300
+
+
+_running: weakref.WeakSet[Foreign] = weakref.WeakSet()
+
+
+def rest() -> None:
+    """End every program that runs for this process. Called before a model of ours takes a GPU: what they hold of its memory is
+    needed, and they are started anew when they are asked again."""
+    for program in list(_running):
+        program.end()
 
 
 class Foreign:
@@ -42,6 +53,7 @@ class Foreign:
             self._process = subprocess.Popen([found, "-I", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                              stderr=log, env=dict(environment), start_new_session=True)
         self._owner, self._speaking, self._over = os.getpid(), threading.Lock(), False
+        _running.add(self)
 
     @property
     def alive(self) -> bool:

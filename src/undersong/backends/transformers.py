@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from undersong import bases
-from undersong.backends import CAPABILITIES, changes, tokens
+from undersong.backends import CAPABILITIES, changes, foreign, tokens
 from undersong.backends.logits import completion_logits
 from undersong.backends.sampling import Chooser, uniforms
 from undersong.backends.threads import SMALL, side_by_side, small
@@ -62,6 +62,8 @@ class Transformers(Settings):
                 module = changes.apply_adapter(module, Path(ref.adapter), merge=not half)
             if ref.vector:
                 changes.apply_vector(module, Path(ref.vector))
+        if device != "cpu":
+            foreign.rest()
         return LocalModel(ref, module.to(device).eval(), tokenizer, self.batch, self.workers)
 
 
