@@ -28,7 +28,7 @@ from undersong.spec import describe, fingerprint
 from undersong.store import Store
 from undersong.traits import Trait
 from undersong.types import Dataset, Finding, Measurement, ModelRef, Row, Value
-from undersong.writing import Writing, copy, flat, row_of, sample_spec, shard_spec
+from undersong.writing import Writing, copy, engines, flat, row_of, sample_spec, shard_spec
 
 Progress = Callable[[str], None]
 
@@ -139,15 +139,12 @@ class Lab:
             if not artefact.complete:
                 self.progress(f"sampling {artefact.path.name}")
                 start, writing = time.monotonic(), self._writing(source, channel, n, seed, temperature, engine)
-                for shard in shards:
-                    copy(shard, artefact)
-                if sum(shard.summary["rows"] for shard in shards) < n:
+                held = [copy(shard, artefact) for shard in shards]
+                if sum(shard.rows for shard in held) < n:  # else nothing is loaded
                     writing.write(artefact, range(n))
-                    told = writing.told
-                else:  # others have written all: nothing is loaded
-                    told = {key: value for key, value in shards[0].summary.items() if key == "engine"}
-                spent = sum(shard.summary["seconds"] for shard in shards)
-                artefact.finish({"rows": n, "seconds": round(time.monotonic() - start + spent, 2)} | told)
+                    held.append(writing.told())
+                spent = time.monotonic() - start + sum(shard.seconds for shard in held)
+                artefact.finish({"rows": n, "seconds": round(spent, 2)} | engines(held))
             rows_read = tuple(row_of(r) for r in artefact.read_parts("rows"))
             return Dataset(rows_read, source, artefact.fingerprint)
 
@@ -160,8 +157,9 @@ class Lab:
             if not artefact.complete:
                 self.progress(f"sampling {artefact.path.name}")
                 start, writing = time.monotonic(), self._writing(source, channel, n, seed, 1.0, engine)
-                held = writing.write(artefact, rows)
-                artefact.finish(held | {"seconds": round(time.monotonic() - start, 2)} | writing.told)
+                writing.write(artefact, rows)
+                told = writing.told(rows, round(time.monotonic() - start, 2))
+                artefact.finish(told.model_dump(exclude_none=True))
             return artefact
 
     def _writing(

@@ -15,10 +15,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from undersong.artefact import Artefact
 from undersong.channels import Writer
-from undersong.errors import BadSpec
+from undersong.errors import BadSpec, BrokenArtefact
 from undersong.spec import describe
 from undersong.types import ModelRef, Row, Sampling
 
@@ -44,6 +45,18 @@ def shards(n: int, size: int) -> list[range]:
     where `size` is 0."""
     count = round(n / max(size, PART)) if size else 0
     return [range(n * i // count, n * (i + 1) // count) for i in range(count)] if count > 1 else []
+
+
+class Shard(BaseModel):
+    """The summary of a shard: its first part's number in the dataset, rows of a part, rows, what it took, what drew it."""
+
+    model_config = ConfigDict(frozen=True)
+    first: int = Field(ge=0)
+    size: int = Field(gt=0)
+    rows: int = Field(ge=0)
+    seconds: float = Field(ge=0)
+    engine: dict[str, str] | None = None
+    """Name and versions; None for a model's own backend."""
 
 
 @dataclass(frozen=True)
@@ -94,33 +107,49 @@ class Writing:
             rows = [Row("", tuple(c), a) for c, a in zip(chats, answers, strict=True)]
         return flat([dataclasses.replace(r, id=f"{self.seed}-{first + i}") for i, r in enumerate(rows)])
 
-    def write(self, artefact: Artefact, rows: range) -> dict[str, int]:
-        """Write the parts that begin within some rows, numbered from 0, unless they are there. What a shard's summary says
-        of them: the first one's number in the dataset, rows of a part, rows."""
-        parts, had = self.parts(rows), set(artefact.parts("rows"))
-        for number, part in enumerate(parts):
+    def write(self, artefact: Artefact, rows: range) -> None:
+        """Write the parts that begin within some rows, numbered from 0, unless they are there."""
+        had = set(artefact.parts("rows"))
+        for number, part in enumerate(self.parts(rows)):
             if number not in had:
                 artefact.write_part("rows", number, self.part(part))
-        held = sum(min(self.size, self.n - part * self.size) for part in parts)
-        return {"first": parts[0] if parts else 0, "size": self.size, "rows": held}
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """What a summary says of the engine: its name and versions. Nothing of a model's own backend."""
-        return {"engine": dict(self.model.engine)} if self.engine is not None else {}
+    def told(self, rows: range = range(0), seconds: float = 0) -> Shard:
+        """What there is to say of the parts that begin within some rows, and of what drew them."""
+        parts = self.parts(rows)
+        held = sum(min(self.size, self.n - part * self.size) for part in parts)
+        engine = dict(self.model.engine) if self.engine is not None else None
+        return Shard(first=parts[0] if parts else 0, size=self.size, rows=held, seconds=seconds, engine=engine)
 
     @cached_property
     def _prompts(self) -> list[Any]:
         return list(self.channel.prompts(self.n, self.seed))
 
 
-def copy(shard: Artefact, artefact: Artefact) -> None:
-    """Write the parts of a shard into the dataset that they are of, unless they are there."""
-    rows, first, size = shard.read_parts("rows"), shard.summary["first"], shard.summary["size"]
-    had = set(artefact.parts("rows"))
-    for number, begin in enumerate(range(0, len(rows), size), first):
+def copy(shard: Artefact, artefact: Artefact) -> Shard:
+    """Write the parts of a shard into the dataset that they are of, unless they are there; the shard's summary.
+
+    Raises BrokenArtefact for one that does not say which parts it holds."""
+    rows, had = shard.read_parts("rows"), set(artefact.parts("rows"))
+    try:
+        told = Shard.model_validate(shard.summary)
+    except ValidationError:
+        told = None
+    if told is None or told.rows != len(rows):
+        raise BrokenArtefact(f"{shard.path.name} does not say which rows it holds. Delete {shard.path} and run again.")
+    for number, begin in enumerate(range(0, len(rows), told.size), told.first):
         if number not in had:
-            artefact.write_part("rows", number, rows[begin : begin + size])
+            artefact.write_part("rows", number, rows[begin : begin + told.size])
+    return told
+
+
+def engines(shards: Sequence[Shard]) -> dict[str, Any]:
+    """What a dataset's summary says of what drew its rows: one engine, or every one where workers had several."""
+    found: list[dict[str, str]] = []
+    for shard in shards:
+        if shard.engine is not None and shard.engine not in found:
+            found.append(shard.engine)
+    return {"engine": found[0] if len(found) == 1 else found} if found else {}
 
 
 def flat(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from small_experiment import experiment, finish, payload
 
 from undersong import writing
-from undersong.errors import BadSpec, UnknownName
+from undersong.errors import BadSpec, BrokenArtefact, UnknownName
 from undersong.executors.inline import Inline
 from undersong.executors.processes import Processes
 from undersong.executors.ray import Ray
@@ -178,6 +178,26 @@ def test_seconds_of_a_dataset_are_those_of_its_shards_too(tmp_path: Path, channe
     shard._record["summary"]["seconds"] = 50.0
     dataset = lab.sample(source, channel, 20, 7, shards=[shard])
     assert store.get(dataset.fingerprint).summary["seconds"] >= 50
+
+
+@pytest.mark.parametrize("forged", [
+    {}, {"first": -1}, {"size": 0}, {"rows": 3}, {"seconds": "long"}, {"engine": "vllm"}, {"first": None}])
+def test_a_shard_that_does_not_say_what_it_holds_is_refused(tmp_path: Path, channel: Any, forged: dict[str, Any]) -> None:
+    source, lab = ModelRef("simulated/a", fingerprint="0" * 12), Lab(Store(tmp_path), Counting())
+    shard = lab.shard(source, channel, 20, 7, range(10))
+    shard._record["summary"] = shard.summary | forged if forged else {}
+    with pytest.raises(BrokenArtefact, match=r"Delete .* and run again"):
+        lab.sample(source, channel, 20, 7, shards=[shard])
+
+
+def test_every_engine_that_drew_rows_is_told(tmp_path: Path, channel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, store, versions = ModelRef("simulated/a", fingerprint="0" * 12), Store(tmp_path), iter("1123")
+    engine = get("backend", "simulated")()
+    monkeypatch.setattr(type(engine), "load", lambda self, ref: Writer(Counting(), engine={"version": next(versions)}))
+    lab = Lab(store, Counting())
+    parts = [lab.shard(source, channel, 40, 7, rows, engine=engine) for rows in (range(10), range(10, 20), range(20, 30))]
+    drawn = lab.sample(source, channel, 40, 7, engine=engine, shards=parts)
+    assert store.get(drawn.fingerprint).summary["engine"] == [{"version": "1"}, {"version": "2"}, {"version": "3"}]
 
 
 def test_an_engine_is_part_of_what_rows_are_and_is_told(

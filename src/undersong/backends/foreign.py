@@ -32,8 +32,8 @@ _running: weakref.WeakSet[Foreign] = weakref.WeakSet()
 
 
 def rest() -> None:
-    """End every program that runs for this process. Called before a model of ours takes a GPU: what they hold of its memory is
-    needed, and they are started anew when they are asked again."""
+    """End every program that runs for this process. Called before a model of ours takes a GPU, whose memory they hold; they
+    are started anew when they are asked again."""
     for program in list(_running):
         program.end()
 

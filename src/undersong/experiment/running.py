@@ -67,8 +67,9 @@ class Running:
         """The kept rows of a run: its teacher, what that wrote, and what the filters left."""
         if run.rows.fingerprint not in self.data:
             if run.raw.fingerprint not in self.data:
-                source, wanted = self.teacher(run), run.shards(self.shard)
-                found = [self.lab.store.find(step.kind, step.spec, step.parents, like=step.label) for step, _ in wanted]
+                source, store, raw_is = self.teacher(run), self.lab.store, run.raw
+                wanted = [] if store.has(raw_is.kind, raw_is.spec, raw_is.parents, raw_is.label) else run.shards(self.shard)
+                found = [store.find(step.kind, step.spec, step.parents, like=step.label) for step, _ in wanted]
                 self.data[run.raw.fingerprint] = self.lab.sample(
                     source, self.experiment.channel, self.experiment.file.rows, run.seed, run.raw.label,
                     engine=self.experiment.engine, shards=[shard for shard in found if shard])
