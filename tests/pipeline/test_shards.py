@@ -52,10 +52,12 @@ def whole(small_parts: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_shards_end_with_the_bytes_of_one_worker(whole: Path, tmp_path: Path) -> None:
-    asked, store = experiment(**LARGE), Store(tmp_path)
+def test_shards_end_with_the_bytes_of_one_worker(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, store, drawn, part = experiment(**LARGE), Store(tmp_path), list[int](), writing.Writing.part
+    monkeypatch.setattr(writing.Writing, "part", lambda self, number: drawn.append(number) or part(self, number))
     spread([asked], lab_for(store, ""), Sharded())
     assert payload(tmp_path) == payload(whole)
+    assert len(drawn) == 2 * 3 * 6  # six parts a dataset, each drawn once
     held = store.records("shard")
     assert len(held) == 2 * 3 * 3  # two teachers by three seeds, three shards each
     assert sum(record["summary"]["rows"] for record in held) == 2 * 3 * LARGE["rows"]
