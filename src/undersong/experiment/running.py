@@ -67,8 +67,10 @@ class Running:
         """The kept rows of a run: its teacher, what that wrote, and what the filters left."""
         if run.rows.fingerprint not in self.data:
             if run.raw.fingerprint not in self.data:
-                source, store, raw_is = self.teacher(run), self.lab.store, run.raw
-                wanted = [] if store.has(raw_is.kind, raw_is.spec, raw_is.parents, raw_is.label) else run.shards(self.shard)
+                source, store, asked = self.teacher(run), self.lab.store, run.raw
+                # a shared store fetches what is found: nobody needs the shards of a dataset that is there
+                there = store.has(asked.kind, asked.spec, asked.parents, asked.label)
+                wanted = [] if there else run.shards(self.shard)
                 found = [store.find(step.kind, step.spec, step.parents, like=step.label) for step, _ in wanted]
                 self.data[run.raw.fingerprint] = self.lab.sample(
                     source, self.experiment.channel, self.experiment.file.rows, run.seed, run.raw.label,
